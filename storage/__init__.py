@@ -1,0 +1,1 @@
+"""Where a model's bytes are: resolving a source to a directory an engine can read."""
