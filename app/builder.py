@@ -1,0 +1,121 @@
+"""From the configuration to a Serve application: the one place where deployments are wired together.
+
+Named in ``serve_config.yaml`` as ``import_path: app.builder:build_app``.
+"""
+
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+
+from app.config import AppConfig, ModelConfig, PoolConfig, parse_config
+from app.errors import ConfigError
+from deployments.errors import EngineArgumentError
+from deployments.replica import EngineReplica
+from deployments.types import AdapterSpec, ModelSpec
+from storage.errors import StorageError
+from storage.source import Adapter, adapters_in, model_directory
+
+# Engines start and load weights before a replica is of use, and end in order when it goes.
+_HEALTH = {"health_check_period_s": 5, "health_check_timeout_s": 30}
+_SHUTDOWN = {"graceful_shutdown_wait_loop_s": 1, "graceful_shutdown_timeout_s": 30}
+
+
+def build_app(args: dict[str, Any]) -> Application:
+    """Return the application that ``args`` describe (``AppConfig``).
+
+    A plain dict and not the pydantic model: so the check and its messages are ours, not a traceback of Serve's.
+
+    Raises:
+        ConfigError: something is wrong; nothing was started.
+    """
+    config = parse_config(args)
+    specs = check_models(config)
+    pools = {pool.name: _pool(pool, specs, config) for pool in config.pools}
+    from app.gateway import ingress  # noqa: PLC0415 - imports vLLM, which takes seconds: only for a good configuration
+
+    gateway = serve.deployment(
+        ingress(),
+        name="Gateway",
+        num_replicas=config.gateway.replicas,
+        max_ongoing_requests=config.gateway.max_ongoing_requests,
+        ray_actor_options={"num_cpus": config.gateway.num_cpus},
+        **_HEALTH,
+        **_SHUTDOWN,
+    )
+    return gateway.bind(
+        specs=specs,
+        frontends={model.id: model.openai.model_dump(exclude_defaults=True) for model in config.models},
+        pools={model.id: pools[config.pool_of(model.id).name] for model in config.models},
+        max_body_bytes=config.gateway.max_body_bytes,
+    )
+
+
+def check_models(config: AppConfig) -> list[ModelSpec]:
+    """Return what the replicas host, after checking files, adapters and engine arguments.
+
+    Raises:
+        ConfigError: with every problem that was found.
+    """
+    specs, problems = [], []
+    for index, model in enumerate(config.models):
+        try:
+            specs.append(_spec(model, config.pool_of(model.id)))
+        except StorageError as error:
+            problems.append(f"models[{index}]: {error}")
+        except EngineArgumentError as error:
+            key = f".{error.key}" if error.key else ""
+            problems.append(f"models[{index}].engine{key}: {error.reason}")
+    if problems:
+        raise ConfigError(tuple(problems))
+    return specs
+
+
+def _spec(model: ModelConfig, pool: PoolConfig) -> ModelSpec:
+    from deployments.engine_args import check_engine_arguments, engine_config  # noqa: PLC0415 - imports vLLM
+
+    path = model_directory(model.source)
+    check_engine_arguments(model.id, model.engine)
+    lora = model.lora
+    adapters = adapters_in(lora.source) if lora and lora.source else []
+    spec = ModelSpec(
+        id=model.id,
+        path=str(path),
+        engine=model.engine,
+        lora_enabled=lora is not None,
+        max_loras=lora.max_loras if lora else 1,
+        max_lora_rank=lora.max_rank if lora else 16,
+        adapters=tuple(_adapter_spec(adapter, lora.max_rank) for adapter in adapters) if lora else (),
+        device="gpu" if pool.num_gpus else "cpu",
+    )
+    if spec.device == "cpu":
+        # For a GPU this needs the device, which the machine that builds the application may not have.
+        engine_config(spec)
+    return spec
+
+
+def _adapter_spec(adapter: Adapter, max_rank: int) -> AdapterSpec:
+    if adapter.rank > max_rank:
+        raise ConfigError((f"lora.max_rank: adapter '{adapter.id}' has rank {adapter.rank}, {max_rank} is allowed",))
+    return AdapterSpec(adapter.id, str(adapter.path), adapter.digest)
+
+
+def _pool(pool: PoolConfig, specs: list[ModelSpec], config: AppConfig) -> Application:
+    hosted = [spec for spec in specs if pool.models == "*" or spec.id in pool.models]
+    scaling: dict[str, Any] = {"num_replicas": pool.min_replicas}
+    if pool.max_replicas > pool.min_replicas:
+        scaling = {"autoscaling_config": {"min_replicas": pool.min_replicas, "max_replicas": pool.max_replicas}}
+    options: dict[str, Any] = {"num_cpus": pool.num_cpus, "num_gpus": pool.num_gpus}
+    if pool.accelerator_type is not None:
+        options["accelerator_type"] = pool.accelerator_type
+    deployment = serve.deployment(
+        EngineReplica,
+        name=f"Engines-{pool.name}",
+        max_ongoing_requests=pool.max_ongoing_requests,
+        max_queued_requests=config.admission.max_queued_requests,
+        ray_actor_options=options,
+        **scaling,
+        **_HEALTH,
+        **_SHUTDOWN,
+    )
+    return deployment.bind(models=hosted)

@@ -1,0 +1,178 @@
+"""The configuration: what stands under ``args`` in ``serve_config.yaml``, checked before anything starts.
+
+Covers: shape, names, values that can be judged without a device. Does not cover: what Serve itself takes
+(``http_options``, ``deployments``), and files (``storage.source``, called by the builder).
+"""
+
+from collections.abc import Iterable
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+from rapidfuzz import process
+
+from app.errors import ConfigError
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LoraConfig(_Section):
+    """LoRA adapters of a model: every subdirectory of ``source`` in PEFT layout is one."""
+
+    max_loras: int = Field(4, ge=1, description="different adapters in one batch; a device slot is kept for each")
+    max_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = Field(16, description="highest rank of an adapter")
+    source: str | None = Field(None, description="directory with a subdirectory for each adapter")
+
+
+class OpenAIConfig(_Section):
+    """Arguments of vLLM's OpenAI classes that are not the engine's."""
+
+    chat_template: str | None = Field(None, description="file or text of a Jinja template; default: the model's own")
+    tool_call_parser: str | None = Field(None, description="vLLM's name of the parser for tool calls")
+    enable_auto_tool_choice: bool = Field(default=False, description="let the model decide to call tools")
+
+    @model_validator(mode="after")
+    def _parser_for_tools(self) -> "OpenAIConfig":
+        if self.enable_auto_tool_choice and self.tool_call_parser is None:
+            message = "enable_auto_tool_choice needs a tool_call_parser"
+            raise ValueError(message)
+        return self
+
+
+class ModelConfig(_Section):
+    """A base model."""
+
+    id: str = Field(min_length=1, max_length=256, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")
+    source: str = Field(min_length=1, description="directory in Hugging Face layout")
+    engine: dict[str, Any] = Field(default_factory=dict, description="vLLM engine arguments")
+    lora: LoraConfig | None = None
+    openai: OpenAIConfig = OpenAIConfig()
+
+
+class PoolConfig(_Section):
+    """Equal engine replicas; each hosts every model of the pool."""
+
+    name: str = Field("default", pattern=r"^[a-z0-9][a-z0-9-]*$")
+    num_gpus: float = Field(0, ge=0, description="GPUs of a replica; 0 serves on the CPU")
+    num_cpus: float = Field(1, ge=0, description="processors that Ray reserves for a replica")
+    accelerator_type: str | None = Field(None, description="Ray's name of a GPU type, such as H100")
+    min_replicas: int = Field(1, ge=0)
+    max_replicas: int = Field(1, ge=1)
+    models: Literal["*"] | list[str] = Field("*", description="ids of the models it hosts; * for all")
+    max_ongoing_requests: int = Field(256, ge=1, description="sequences a replica works on at once")
+
+    @model_validator(mode="after")
+    def _replicas_in_order(self) -> "PoolConfig":
+        if self.min_replicas > self.max_replicas:
+            message = f"min_replicas ({self.min_replicas}) is more than max_replicas ({self.max_replicas})"
+            raise ValueError(message)
+        return self
+
+
+class GatewayConfig(_Section):
+    """The ingress deployment."""
+
+    replicas: int = Field(1, ge=1)
+    num_cpus: float = Field(1, ge=0)
+    max_ongoing_requests: int = Field(1024, ge=1, description="requests a gateway works on at once")
+    max_body_bytes: int = Field(8 * 1024 * 1024, ge=1024, description="larger requests get 413")
+
+
+class AdmissionConfig(_Section):
+    """When a request is turned away."""
+
+    max_queued_requests: int = Field(512, ge=-1, description="sequences a gateway holds for a busy pool; -1: no limit")
+
+
+class AppConfig(_Section):
+    """Everything under ``args``."""
+
+    models: list[ModelConfig] = Field(min_length=1)
+    pools: list[PoolConfig] = Field(default_factory=lambda: [PoolConfig()], min_length=1)
+    gateway: GatewayConfig = GatewayConfig()
+    admission: AdmissionConfig = AdmissionConfig()
+
+    def pool_of(self, model_id: str) -> PoolConfig:
+        """Return the first pool that hosts the model."""
+        return next(pool for pool in self.pools if pool.models == "*" or model_id in pool.models)
+
+
+def parse_config(args: Any) -> AppConfig:
+    """Check the arguments of the application.
+
+    Raises:
+        ConfigError: with a sentence for each problem: the path of the key, what is wrong and the nearest valid name.
+    """
+    try:
+        config = AppConfig.model_validate(args)
+    except ValidationError as error:
+        raise ConfigError(tuple(_problem(detail) for detail in error.errors())) from error
+    problems = tuple(_conflicts(config))
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def _conflicts(config: AppConfig) -> Iterable[str]:
+    ids = [model.id for model in config.models]
+    for index, model_id in enumerate(ids):
+        if model_id in ids[:index]:
+            yield f"models[{index}].id: '{model_id}' is given twice"
+    names = [pool.name for pool in config.pools]
+    for index, pool in enumerate(config.pools):
+        if pool.name in names[:index]:
+            yield f"pools[{index}].name: '{pool.name}' is given twice"
+        for wanted in pool.models if pool.models != "*" else ():
+            if wanted not in ids:
+                yield f"pools[{index}].models: there is no model '{wanted}'{_nearest(wanted, ids)}"
+    for index, model_id in enumerate(ids):
+        if not any(pool.models == "*" or model_id in pool.models for pool in config.pools):
+            yield f"models[{index}].id: no pool hosts '{model_id}'"
+
+
+def _problem(detail: ErrorDetails) -> str:
+    location = detail["loc"]
+    path = path_text(location)
+    if detail["type"] == "extra_forbidden":
+        return f"{path}: there is no such key{_nearest(str(location[-1]), _keys_at(location[:-1]))}"
+    if detail["type"] == "missing":
+        return f"{path}: this key is required"
+    message = detail["msg"].removeprefix("Value error, ")
+    value = detail["input"]
+    given = "" if isinstance(value, dict | list) else f" (got {value!r})"
+    return f"{path}: {message[0].lower()}{message[1:]}{given}"
+
+
+def path_text(location: Iterable[int | str]) -> str:
+    """Return a key's path as one would write it: ``models[0].engine.max_model_len``."""
+    text = ""
+    for part in location:
+        # A union adds the name of its branch to the location, which is no key.
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif not part.startswith(("literal[", "list[")):
+            text += f".{part}" if text else part
+    return text or "args"
+
+
+def _keys_at(location: tuple[int | str, ...]) -> list[str]:
+    section: Any = AppConfig
+    for part in location:
+        if isinstance(part, int):
+            continue
+        section = _section_type(section.model_fields[part].annotation)
+    return list(section.model_fields)
+
+
+def _section_type(annotation: Any) -> Any:
+    if get_origin(annotation) is None:
+        return annotation
+    sections = [_section_type(argument) for argument in get_args(annotation) if argument is not type(None)]
+    return next(section for section in sections if isinstance(section, type) and issubclass(section, BaseModel))
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    found = process.extractOne(name, list(known))
+    return f"; did you mean '{found[0]}'?" if found else ""

@@ -1,0 +1,378 @@
+"""vLLM's ``EngineClient`` over engine replicas elsewhere: what vLLM's OpenAI classes take for an engine.
+
+A request becomes one Serve call per sequence (``EngineReplica.generate``); its tokens come back on the gateway's token
+feed and are turned into text here, by vLLM's own output processor. Does not cover: the OpenAI API (``openai_layer``)
+and the feed's socket (``streams``).
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from copy import copy
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from ray.exceptions import RayActorError, RayError
+from ray.serve.exceptions import BackPressureError, RayServeException
+from vllm.config import VllmConfig
+from vllm.engine.protocol import EngineClient
+from vllm.exceptions import GracefulHTTPError, VLLMValidationError
+from vllm.lora.request import LoRARequest
+from vllm.outputs import PoolingOutput, PoolingRequestOutput, RequestOutput
+from vllm.pooling_params import PoolingParams
+from vllm.renderers import renderer_from_config
+from vllm.sampling_params import SamplingParams
+from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
+from vllm.v1.engine.input_processor import InputProcessor
+from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
+from vllm.v1.engine.parallel_sampling import ParentRequest
+from vllm.v1.metrics.stats import PrefillStats
+from vllm.v1.outputs import LogprobsLists, LogprobsTensors
+
+from app.errors import status_of
+from app.streams import TokenStreams
+from deployments.errors import DeploymentError, EngineDiedError, FeedError, RequestRejectedError
+from deployments.types import AdapterRef, EmbedRequest, GenerateRequest
+from deployments.wire import LogprobRow, TokenDelta
+
+# How long a stream waits for its last tokens after the replica said that it has sent them all.
+FEED_GRACE_S = 5.0
+
+_FINISH_REASONS = {str(reason): reason for reason in FinishReason}
+
+
+@dataclass(eq=False)
+class _Sequence:
+    """One sequence under way: its Serve call, and the watcher that turns the call's failure into the stream's."""
+
+    request: EngineCoreRequest
+    response: Any = None
+    watcher: asyncio.Task[None] | None = None
+    finished: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class RemoteEngineClient(EngineClient):
+    """One base model and its adapters, served by the replicas behind ``replicas`` (a Serve deployment handle)."""
+
+    def __init__(
+        self,
+        model_id: str,
+        config: VllmConfig,
+        supported_tasks: list[str],
+        replicas: Any,
+        streams: TokenStreams,
+        adapters: Mapping[str, AdapterRef],
+    ) -> None:
+        self.model_id = model_id
+        self.vllm_config = config
+        self.model_config = config.model_config
+        self.renderer = renderer_from_config(config)
+        self.input_processor = InputProcessor(config, self.renderer)
+        self._supported_tasks = tuple(supported_tasks)
+        self._replicas = replicas
+        self._streams = streams
+        self._adapters = adapters
+        self._outputs = OutputProcessor(self.renderer.tokenizer, log_stats=False)
+        self._sequences: dict[str, _Sequence] = {}
+
+    async def generate(  # noqa: PLR0913 - vLLM's signature
+        self,
+        prompt: Any,
+        sampling_params: SamplingParams,
+        request_id: str,
+        *,
+        prompt_text: str | None = None,
+        lora_request: LoRARequest | None = None,
+        tokenization_kwargs: dict[str, Any] | None = None,
+        trace_headers: Mapping[str, str] | None = None,  # noqa: ARG002
+        priority: int = 0,
+        data_parallel_rank: int | None = None,  # noqa: ARG002
+        session_id: str | None = None,  # noqa: ARG002
+        reasoning_ended: bool | None = None,  # noqa: ARG002
+        reasoning_parser_kwargs: dict[str, Any] | None = None,  # noqa: ARG002
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """See ``EngineClient.generate``; closing the generator stops the generation on the replica."""
+        request = await self._core_request(
+            request_id, prompt, sampling_params, lora_request, tokenization_kwargs, priority
+        )
+        collector = RequestOutputCollector(request.params.output_kind, request.request_id)
+        sequences = self._fan_out(request, prompt_text, collector)
+        try:
+            for sequence in sequences:
+                self._begin(sequence, collector)
+            finished = False
+            while not finished:
+                output = collector.get_nowait() or await collector.get()
+                finished = output.finished
+                yield output
+        finally:
+            self._end(sequences)
+
+    async def encode(  # noqa: PLR0913 - vLLM's signature
+        self,
+        prompt: Any,
+        pooling_params: PoolingParams,
+        request_id: str,
+        lora_request: LoRARequest | None = None,
+        trace_headers: Mapping[str, str] | None = None,  # noqa: ARG002
+        priority: int = 0,
+        tokenization_kwargs: dict[str, Any] | None = None,
+        reasoning_ended: bool | None = None,  # noqa: ARG002
+    ) -> AsyncGenerator[PoolingRequestOutput, None]:
+        """See ``EngineClient.encode``."""
+        request = await self._core_request(
+            request_id, prompt, pooling_params, lora_request, tokenization_kwargs, priority
+        )
+        ask: EmbedRequest = {
+            "stream_id": request.request_id,
+            "model_id": self.model_id,
+            "prompt_token_ids": list(request.prompt_token_ids),
+            "pooling": msgspec.to_builtins(request.pooling_params),
+            "adapter": self._adapter(lora_request),
+            "priority": priority,
+        }
+        response = self._replicas.embed.remote(ask)
+        try:
+            embedding = await response
+        except (RayError, RayServeException, DeploymentError) as error:
+            raise _translated(error, self.model_id) from error
+        finally:
+            response.cancel()
+        data = np.frombuffer(embedding["data"], dtype="<f4").reshape(embedding["shape"])
+        yield PoolingRequestOutput(
+            request_id=request_id,
+            outputs=PoolingOutput(torch.from_numpy(data.copy())),
+            num_cached_tokens=embedding["cached_tokens"],
+            prompt_token_ids=request.prompt_token_ids,
+            finished=True,
+        )
+
+    def on_deltas(self, deltas: list[TokenDelta]) -> None:
+        """See ``DeltaSink.on_deltas``: one pass of vLLM's output processor over all streams of a frame."""
+        processed = self._outputs.process_outputs([_core_output(delta) for delta in deltas])
+        for delta in deltas:
+            if delta.finish_reason is not None:
+                self._finish(delta.stream_id)
+        for stream_id in processed.reqs_to_abort:
+            # A stop string was found in the text: the replica doesn't know yet.
+            self._finish(stream_id, cancel=True)
+
+    def _fan_out(
+        self, request: EngineCoreRequest, prompt_text: str | None, collector: RequestOutputCollector
+    ) -> list[_Sequence]:
+        count = request.params.n
+        if count == 1:
+            self._outputs.add_request(request, prompt_text, None, 0, collector)
+            return [_Sequence(request)]
+        parent = ParentRequest(request)
+        children = []
+        for index in range(count):
+            child = copy(request)
+            child.request_id, child.sampling_params = parent.get_child_info(index)
+            self._outputs.add_request(child, prompt_text, parent, index, collector)
+            children.append(_Sequence(child))
+        return children
+
+    def _begin(self, sequence: _Sequence, collector: RequestOutputCollector) -> None:
+        request = sequence.request
+        ask: GenerateRequest = {
+            "stream_id": request.request_id,
+            "model_id": self.model_id,
+            "prompt_token_ids": list(request.prompt_token_ids),
+            "sampling": msgspec.to_builtins(request.sampling_params),
+            "reply_to": self._streams.reply_to,
+            "adapter": self._adapter(request.lora_request),
+            "priority": request.priority,
+            "cache_salt": request.cache_salt,
+        }
+        self._sequences[request.request_id] = sequence
+        self._streams.expect(request.request_id, self)
+        sequence.response = self._replicas.generate.remote(ask)
+        sequence.watcher = asyncio.get_running_loop().create_task(self._watch(sequence, collector))
+
+    async def _watch(self, sequence: _Sequence, collector: RequestOutputCollector) -> None:
+        try:
+            await sequence.response
+            async with asyncio.timeout(FEED_GRACE_S):
+                await sequence.finished.wait()
+        except TimeoutError:
+            collector.put(_as_vllm_error(FeedError(str(self._streams.reply_to["port"]), "its last tokens are missing")))
+        except Exception as error:  # noqa: BLE001 - whatever the call raised ends this stream, and only this one
+            collector.put(_translated(error, self.model_id))
+
+    def _finish(self, stream_id: str, *, cancel: bool = False) -> None:
+        self._streams.forget(stream_id)
+        sequence = self._sequences.pop(stream_id, None)
+        if sequence is not None:
+            sequence.finished.set()
+            if cancel:
+                self._cancel(sequence)
+
+    def _end(self, sequences: Iterable[_Sequence]) -> None:
+        for sequence in sequences:
+            stream_id = sequence.request.request_id
+            if stream_id in self._sequences:
+                self._outputs.abort_requests([stream_id], internal=True)
+                self._finish(stream_id, cancel=True)
+
+    def _cancel(self, sequence: _Sequence) -> None:
+        if sequence.watcher is not None:
+            sequence.watcher.cancel()
+        if sequence.response is not None:
+            sequence.response.cancel()
+
+    async def _core_request(  # noqa: PLR0913 - the parts of a request
+        self,
+        request_id: str,
+        prompt: Any,
+        params: SamplingParams | PoolingParams,
+        lora_request: LoRARequest | None,
+        tokenization_kwargs: dict[str, Any] | None,
+        priority: int,
+    ) -> EngineCoreRequest:
+        arguments = {
+            "supported_tasks": self._supported_tasks,
+            "lora_request": lora_request,
+            "tokenization_kwargs": tokenization_kwargs,
+            "priority": priority,
+        }
+        # A rendered prompt needs no tokenizing; anything else must not block the event loop.
+        if isinstance(prompt, dict) and "type" in prompt:
+            request = self.input_processor.process_inputs(request_id, prompt, params, **arguments)
+        else:
+            request = await self.input_processor.process_inputs_async(request_id, prompt, params, **arguments)
+        if request.prompt_token_ids is None or request.mm_features:
+            message = "Only text prompts are supported."
+            raise VLLMValidationError(message, parameter="prompt")
+        self.input_processor.assign_request_id(request)
+        return request
+
+    def _adapter(self, lora_request: LoRARequest | None) -> AdapterRef | None:
+        return None if lora_request is None else self._adapters[lora_request.lora_name]
+
+    @property
+    def is_running(self) -> bool:
+        """Always: a replica that is gone is the router's business, not the client's."""
+        return True
+
+    @property
+    def is_stopped(self) -> bool:
+        """Never, see ``is_running``."""
+        return False
+
+    @property
+    def errored(self) -> bool:
+        """Never, see ``is_running``."""
+        return False
+
+    @property
+    def dead_error(self) -> BaseException:
+        """What vLLM raises when ``errored``."""
+        return _as_vllm_error(EngineDiedError(self.model_id))
+
+    async def get_supported_tasks(self) -> tuple[str, ...]:
+        """Return vLLM's task names."""
+        return self._supported_tasks
+
+    async def abort(self, request_id: str | Iterable[str]) -> None:
+        """Stop sequences by their ids."""
+        stream_ids = [request_id] if isinstance(request_id, str) else list(request_id)
+        self._end([self._sequences[stream_id] for stream_id in stream_ids if stream_id in self._sequences])
+
+    async def is_tracing_enabled(self) -> bool:
+        """Return False: spans are not forwarded."""
+        return False
+
+    async def add_lora(self, lora_request: LoRARequest) -> bool:
+        """Accept: the replica loads an adapter with its first request, after the builder has checked its files."""
+        return lora_request.lora_name in self._adapters
+
+    async def do_log_stats(self) -> None:
+        """Do nothing: replicas log their engines' statistics."""
+
+    async def check_health(self) -> None:
+        """Do nothing: Serve checks replicas."""
+
+    async def is_sleeping(self) -> bool:
+        """Return False."""
+        return False
+
+    async def is_paused(self) -> bool:
+        """Return False."""
+        return False
+
+    def shutdown(self, timeout: float | None = None) -> None:  # noqa: ARG002
+        """End this client's threads; the replicas live on."""
+        self.renderer.shutdown()
+
+    async def _not_here(self, *_: Any, **__: Any) -> Any:
+        message = "This is done on an engine replica, not through a gateway."
+        raise NotImplementedError(message)
+
+    notify_kv_transfer_request_rejected = _not_here
+    start_profile = _not_here
+    stop_profile = _not_here
+    reset_mm_cache = _not_here
+    reset_encoder_cache = _not_here
+    reset_prefix_cache = _not_here
+    sleep = _not_here
+    wake_up = _not_here
+    pause_generation = _not_here
+    resume_generation = _not_here
+
+    def __repr__(self) -> str:
+        return f"<RemoteEngineClient {self.model_id}, {len(self._sequences)} sequences>"
+
+
+def _core_output(delta: TokenDelta) -> EngineCoreOutput:
+    """Return the delta as vLLM's engine core would have sent it."""
+    return EngineCoreOutput(
+        request_id=delta.stream_id,
+        new_token_ids=delta.token_ids,
+        new_logprobs=_sample_logprobs(delta.logprobs) if delta.logprobs else None,
+        new_prompt_logprobs_tensors=_prompt_logprobs(delta.prompt_logprobs) if delta.prompt_logprobs else None,
+        finish_reason=_FINISH_REASONS[delta.finish_reason] if delta.finish_reason else None,
+        stop_reason=delta.stop_reason,
+        prefill_stats=_prefill_stats(delta.cached_tokens) if delta.cached_tokens is not None else None,
+    )
+
+
+def _prefill_stats(cached_tokens: int) -> PrefillStats:
+    stats = PrefillStats()
+    stats.num_cached_tokens = cached_tokens
+    return stats
+
+
+def _sample_logprobs(rows: list[LogprobRow]) -> LogprobsLists:
+    ids, logprobs, ranks = zip(*rows, strict=True)
+    return LogprobsLists([np.asarray(i) for i in ids], [np.asarray(p) for p in logprobs], np.asarray(ranks))
+
+
+def _prompt_logprobs(rows: list[LogprobRow]) -> LogprobsTensors:
+    ids, logprobs, ranks = zip(*rows, strict=True)
+    return LogprobsTensors(torch.tensor(ids), torch.tensor(logprobs), torch.tensor(ranks))
+
+
+def _translated(error: Exception, model_id: str) -> Exception:
+    """Return a failed Serve call as an error of vLLM's, which its OpenAI classes turn into an answer."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, DeploymentError):
+        return _as_vllm_error(cause)
+    if isinstance(error, DeploymentError):
+        return _as_vllm_error(error)
+    if isinstance(error, BackPressureError):
+        return GracefulHTTPError(
+            f"Too many requests wait for model '{model_id}'; please try again.", HTTPStatus.TOO_MANY_REQUESTS
+        )
+    if isinstance(error, RayActorError):
+        return _as_vllm_error(EngineDiedError(model_id))
+    return error
+
+
+def _as_vllm_error(error: DeploymentError) -> Exception:
+    if isinstance(error, RequestRejectedError):
+        return VLLMValidationError(error.message, parameter=error.parameter)
+    return GracefulHTTPError(str(error), status_of(error))

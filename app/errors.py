@@ -1,0 +1,123 @@
+"""What the application can answer other than success, and the one table of HTTP statuses.
+
+AppError
+├── ConfigError           the configuration is wrong; names the key
+├── InvalidRequestError   the request is wrong; names the field
+├── ModelNotFoundError    no model or adapter of that name
+├── BodyTooLargeError     the request's body is over the limit
+└── ApiError              what ``app.client`` raises: an error answer of the service
+
+All are picklable: every field is positional and goes to ``Exception.__init__``. ``status_of`` maps these and the
+errors of ``deployments`` to HTTP.
+"""
+
+from http import HTTPStatus
+
+from deployments.errors import (
+    EngineDiedError,
+    EngineStartError,
+    EngineUnavailableError,
+    FeedError,
+    RequestRejectedError,
+)
+
+
+class AppError(Exception):
+    """Root of this package's errors."""
+
+
+class ConfigError(AppError):
+    """The configuration can't be used; ``problems`` are sentences that begin with the path of the key."""
+
+    def __init__(self, problems: tuple[str, ...]) -> None:
+        super().__init__(problems)
+        self.problems = problems
+
+    def __str__(self) -> str:
+        if len(self.problems) == 1:
+            return f"The configuration is wrong: {self.problems[0]}"
+        return "The configuration is wrong:\n" + "\n".join(f"  - {problem}" for problem in self.problems)
+
+
+class InvalidRequestError(AppError):
+    """The request can't be answered as it is; ``param`` names the field."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message, param)
+        self.message = message
+        self.param = param
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class ModelNotFoundError(AppError):
+    """There is no model or adapter ``name``."""
+
+    param = "model"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+    def __str__(self) -> str:
+        return f"The model `{self.name}` does not exist."
+
+
+class BodyTooLargeError(AppError):
+    """The body is larger than ``limit_bytes``."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(limit_bytes)
+        self.limit_bytes = limit_bytes
+
+    def __str__(self) -> str:
+        return f"The request's body is larger than {self.limit_bytes} bytes."
+
+
+class ApiError(AppError):
+    """The service answered with an error; ``code`` is the HTTP status that the same request would have got."""
+
+    def __init__(self, code: int, message: str, type_: str, param: str | None) -> None:
+        super().__init__(code, message, type_, param)
+        self.code = code
+        self.message = message
+        self.type = type_
+        self.param = param
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.type}, {self.code})"
+
+
+_STATUS: dict[type[Exception], HTTPStatus] = {
+    InvalidRequestError: HTTPStatus.BAD_REQUEST,
+    RequestRejectedError: HTTPStatus.BAD_REQUEST,
+    ModelNotFoundError: HTTPStatus.NOT_FOUND,
+    BodyTooLargeError: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    EngineUnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
+    EngineStartError: HTTPStatus.SERVICE_UNAVAILABLE,
+    EngineDiedError: HTTPStatus.SERVICE_UNAVAILABLE,
+    FeedError: HTTPStatus.SERVICE_UNAVAILABLE,
+}
+
+_TYPE = {
+    HTTPStatus.BAD_REQUEST: "BadRequestError",
+    HTTPStatus.NOT_FOUND: "NotFoundError",
+    HTTPStatus.METHOD_NOT_ALLOWED: "MethodNotAllowedError",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "RequestTooLargeError",
+    HTTPStatus.TOO_MANY_REQUESTS: "RateLimitError",
+    HTTPStatus.SERVICE_UNAVAILABLE: "ServiceUnavailableError",
+}
+
+# A client that is told to come back asks again after this long.
+RETRY_AFTER_S = 1
+
+
+def status_of(error: Exception) -> HTTPStatus:
+    """Return the HTTP status for an error; 500 for one that has no place in the table."""
+    return next((s for kind, s in _STATUS.items() if isinstance(error, kind)), HTTPStatus.INTERNAL_SERVER_ERROR)
+
+
+def error_type(status: HTTPStatus) -> str:
+    """Return the ``type`` an error of this status has in OpenAI's shape, named as vLLM names them."""
+    return _TYPE.get(status, "InternalServerError")

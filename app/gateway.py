@@ -1,0 +1,145 @@
+"""The gateway: Serve's ingress deployment, with the OpenAI API over HTTP and the same API for handle calls.
+
+Covers: the replica's life (feed socket, clients, OpenAI layer), handle methods. Does not cover: paths (``routes``),
+answers (``openai_layer``), the wiring (``builder``).
+"""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any
+
+import ray
+from fastapi.exceptions import RequestValidationError
+from pydantic import TypeAdapter, ValidationError
+from ray import serve
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from app.engine_client import RemoteEngineClient
+from app.errors import InvalidRequestError
+from app.metrics import scrape
+from app.openai_layer import REQUEST_TYPES, OpenAILayer, Operation, is_error
+from app.responses import error_answer
+from app.routes import build_http_app
+from app.streams import TokenStreams
+from deployments.engine_args import engine_config
+from deployments.types import AdapterRef, ModelSpec
+
+logger = logging.getLogger(__name__)
+
+
+class Gateway:
+    """Plain class; ``app.builder`` turns it into the ingress deployment."""
+
+    def __init__(
+        self,
+        specs: list[ModelSpec],
+        frontends: Mapping[str, Mapping[str, Any]],
+        pools: Mapping[str, Any],
+        max_body_bytes: int,
+    ) -> None:
+        """``frontends`` are vLLM's API server arguments and ``pools`` Serve deployment handles, both by model id."""
+        self._specs = specs
+        self._frontends = frontends
+        self._pools = pools
+        self._max_body_bytes = max_body_bytes
+        self._streams = TokenStreams()
+        self._building = asyncio.get_running_loop().create_task(self._build())
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:  # noqa: PLW3201 - Serve's name
+        """Serve's hook: the HTTP application of this replica."""
+        return build_http_app(self, self._max_body_bytes)
+
+    async def layer(self) -> OpenAILayer:
+        """See ``routes.Service.layer``."""
+        return await asyncio.shield(self._building)
+
+    async def health(self) -> dict[str, str]:
+        """See ``routes.Service.health``."""
+        states: dict[str, str] = {}
+        for handle in {id(handle): handle for handle in self._pools.values()}.values():
+            states |= {model: engine["state"] for model, engine in (await handle.describe.remote()).items()}
+        return states
+
+    async def metrics(self) -> str:
+        """See ``routes.Service.metrics``."""
+        return await scrape()
+
+    async def call(self, operation: Operation, body: dict[str, Any]) -> dict[str, Any]:
+        """Answer a request given as OpenAI's JSON body: builtin types in and out, an error as OpenAI's error object."""
+        try:
+            result = await self._answer(operation, body)
+            if isinstance(result, AsyncGenerator):
+                await result.aclose()
+                message = "A stream is asked for: use `stream`."
+                raise InvalidRequestError(message, "stream")
+            if isinstance(result, Response):
+                return json.loads(bytes(result.body))
+            return result.model_dump()
+        except Exception as error:  # noqa: BLE001 - every error becomes an answer, as over HTTP
+            return error_answer(error)
+
+    async def stream(self, operation: Operation, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        """Yield the chunks of a streamed answer as builtin types; an error is one chunk with OpenAI's error object."""
+        try:
+            result = await self._answer(operation, body | {"stream": True})
+            if not isinstance(result, AsyncGenerator):
+                yield result.model_dump()
+                return
+            async for event in result:
+                data = event.removeprefix("data: ").strip()
+                if data and data != "[DONE]":
+                    yield json.loads(data)
+        except Exception as error:  # noqa: BLE001 - as in ``call``
+            yield error_answer(error)
+
+    async def models(self) -> list[dict[str, Any]]:
+        """Return a card for every model and adapter."""
+        return await (await self.layer()).models()
+
+    async def check_health(self) -> None:
+        """Serve's health check: raises when the models could not be set up."""
+        if self._building.done():
+            self._building.result()
+
+    async def __del__(self) -> None:
+        # Serve calls this by hand when the replica shuts down.
+        self._building.cancel()
+        self._streams.close()
+
+    async def _answer(self, operation: Operation, body: dict[str, Any]) -> Any:
+        kind = REQUEST_TYPES.get(operation)
+        if kind is None:
+            raise InvalidRequestError(f"There is no operation '{operation}'; there are {', '.join(REQUEST_TYPES)}.")
+        try:
+            request = TypeAdapter(kind).validate_python(body)
+        except ValidationError as error:
+            raise RequestValidationError(error.errors()) from error
+        return await (await self.layer()).answer(operation, request)
+
+    async def _build(self) -> OpenAILayer:
+        await self._streams.listen(ray.util.get_node_ip_address())
+        layer = OpenAILayer(self._specs)
+        for spec in self._specs:
+            # Reading the tokenizer and so on blocks, but nothing is served yet.
+            config = await asyncio.to_thread(engine_config, spec)
+            replicas = self._pools[spec.id]
+            tasks = await replicas.supported_tasks.remote(spec.id)
+            adapters: dict[str, AdapterRef] = {
+                adapter.id: {"id": adapter.id, "path": adapter.path, "digest": adapter.digest}
+                for adapter in spec.adapters
+            }
+            client = RemoteEngineClient(spec.id, config, tasks, replicas, self._streams, adapters)
+            await layer.add(spec, client, self._frontends.get(spec.id, {}))
+        logger.info("gateway serves %s", layer)
+        return layer
+
+    def __repr__(self) -> str:
+        return f"<Gateway {[spec.id for spec in self._specs]}, {self._streams!r}>"
+
+
+def ingress() -> type:
+    """Return the gateway as a class that Serve can deploy as an ingress."""
+    return serve.ingress()(Gateway)

@@ -1,0 +1,187 @@
+"""The HTTP API: OpenAI's paths over the OpenAI layer, health and metrics."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Annotated, Any, Protocol
+
+from fastapi import Body, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.pooling.embed.protocol import EmbeddingRequest
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse, ModelCard, ModelList
+from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, TokenizeRequest
+from vllm.exceptions import VLLMError
+
+from app.errors import RETRY_AFTER_S, AppError, BodyTooLargeError, ModelNotFoundError
+from app.openai_layer import OpenAILayer, Operation
+from app.responses import error_answer
+from deployments.errors import DeploymentError
+
+_RETRYABLE = {429, 503}
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorResponse} for status in (400, 404, 405, 413, 429, 500, 501, 503)
+}
+
+
+class Service(Protocol):
+    """What the routes need of the gateway."""
+
+    async def layer(self) -> OpenAILayer:
+        """Return the OpenAI layer, waiting until the models' engines have been reached once."""
+        ...
+
+    async def health(self) -> dict[str, str]:
+        """Return each model's state."""
+        ...
+
+    async def metrics(self) -> str:
+        """Return the metrics in Prometheus' text format."""
+        ...
+
+
+def build_http_app(service: Service, max_body_bytes: int) -> ASGIApp:
+    """Return the ASGI application."""
+    app = FastAPI(
+        title="FlashServe",
+        description="OpenAI's API over models that sleep when nobody uses them.",
+        docs_url=None,
+        redoc_url=None,
+    )
+    _add_openai_routes(app, service)
+    _add_service_routes(app, service)
+    for kind in (
+        AppError, DeploymentError, VLLMError, RequestValidationError, HTTPException,
+        ValueError, TypeError, OverflowError, NotImplementedError, Exception,
+    ):  # fmt: skip
+        app.add_exception_handler(kind, _on_error)
+    return _BodyLimit(app, max_body_bytes)
+
+
+def _add_openai_routes(app: FastAPI, service: Service) -> None:
+    async def answer(operation: Operation, request: Any, raw_request: Request) -> Response:
+        layer = await service.layer()
+        work = asyncio.ensure_future(layer.answer(operation, request, raw_request))
+        return _as_response(await _unless_disconnected(work, raw_request))
+
+    stream = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}, "application/json": {}}}}
+
+    @app.post("/v1/chat/completions", responses=_ERRORS | stream, response_class=JSONResponse)
+    async def chat_completions(request: ChatCompletionRequest, raw_request: Request) -> Response:
+        return await answer("chat", request, raw_request)
+
+    @app.post("/v1/completions", responses=_ERRORS | stream, response_class=JSONResponse)
+    async def completions(request: CompletionRequest, raw_request: Request) -> Response:
+        return await answer("completions", request, raw_request)
+
+    @app.post("/v1/embeddings", responses=_ERRORS, response_class=JSONResponse)
+    async def embeddings(request: EmbeddingRequest, raw_request: Request) -> Response:
+        return await answer("embeddings", request, raw_request)
+
+    @app.post("/tokenize", responses=_ERRORS, response_class=JSONResponse)
+    async def tokenize(request: Annotated[TokenizeRequest, Body()], raw_request: Request) -> Response:
+        return await answer("tokenize", request, raw_request)
+
+    @app.post("/detokenize", responses=_ERRORS, response_class=JSONResponse)
+    async def detokenize(request: DetokenizeRequest, raw_request: Request) -> Response:
+        return await answer("detokenize", request, raw_request)
+
+
+def _add_service_routes(app: FastAPI, service: Service) -> None:
+    @app.get("/v1/models", responses=_ERRORS, response_model=ModelList)
+    async def models() -> Any:
+        return {"object": "list", "data": await (await service.layer()).models()}
+
+    # ``:path`` because ids may hold slashes.
+    @app.get("/v1/models/{model_id:path}", responses=_ERRORS, response_model=ModelCard)
+    async def model(model_id: str) -> Any:
+        if not model_id:
+            raise ModelNotFoundError(model_id)
+        return await (await service.layer()).model(model_id)
+
+    @app.get("/health", responses={503: {}})
+    async def health() -> JSONResponse:
+        states = await service.health()
+        healthy = all(state == "awake" for state in states.values())
+        return JSONResponse({"status": "ok" if healthy else "unavailable", "models": states}, 200 if healthy else 503)
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> str:
+        return await service.metrics()
+
+
+async def _unless_disconnected(work: asyncio.Future[Any], raw_request: Request) -> Any:
+    """Await the work; when the client goes away first, cancel it, which stops the generation."""
+    gone = asyncio.ensure_future(_disconnected(raw_request.receive))
+    try:
+        await asyncio.wait([work, gone], return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            work.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await work
+            return Response(status_code=499)
+        return work.result()
+    finally:
+        gone.cancel()
+        work.cancel()
+
+
+async def _disconnected(receive: Callable[[], Awaitable[Message]]) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _as_response(result: Any) -> Response:
+    if isinstance(result, Response):
+        return result
+    if isinstance(result, ErrorResponse):
+        return _error_response(result.model_dump())
+    if isinstance(result, AsyncGenerator):
+        return StreamingResponse(result, media_type="text/event-stream")
+    return JSONResponse(result.model_dump())
+
+
+def _error_response(body: dict[str, Any]) -> JSONResponse:
+    status = body["error"]["code"]
+    headers = {"Retry-After": str(RETRY_AFTER_S)} if status in _RETRYABLE else None
+    return JSONResponse(body, status, headers)
+
+
+async def _on_error(_: Request, error: Exception) -> JSONResponse:
+    return _error_response(error_answer(error))
+
+
+class _BodyLimit:
+    """Refuses bodies over the limit with 413 before anything parses them."""
+
+    def __init__(self, app: ASGIApp, limit_bytes: int) -> None:
+        self._app = app
+        self._limit_bytes = limit_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        length = dict(scope["headers"]).get(b"content-length", b"0")
+        if length.isdigit() and int(length) > self._limit_bytes:
+            await self._refuse(scope, receive, send)
+            return
+        received_bytes = 0
+
+        async def counted() -> Message:
+            nonlocal received_bytes
+            message = await receive()
+            received_bytes += len(message.get("body", b""))
+            if received_bytes > self._limit_bytes:
+                raise BodyTooLargeError(self._limit_bytes)
+            return message
+
+        await self._app(scope, counted, send)
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = _error_response(error_answer(BodyTooLargeError(self._limit_bytes)))
+        await response(scope, receive, send)

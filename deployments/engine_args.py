@@ -1,0 +1,93 @@
+"""From a model of the configuration to vLLM's engine arguments; the one file that knows their names.
+
+The gateway builds the same configuration as the engine does, so that prompts are rendered, checked and detokenized
+by the rules of the engine that will run them.
+"""
+
+import dataclasses
+from typing import Any, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from rapidfuzz import process
+from vllm.config import VllmConfig
+from vllm.engine.arg_utils import AsyncEngineArgs
+
+from deployments.errors import EngineArgumentError
+from deployments.types import ModelSpec
+
+# Without a size vLLM plans its KV cache for the whole machine, and a second engine no longer fits.
+DEFAULT_CPU_KV_CACHE_BYTES = 512 * 1024 * 1024
+
+# Said elsewhere in the configuration, so naming them among the engine arguments would be ambiguous.
+_RESERVED = {
+    "model": "it is the model's 'source'",
+    "served_model_name": "it is the model's 'id'",
+    "tokenizer": "the tokenizer comes with the model's 'source'",
+    "enable_lora": "it follows from the model's 'lora' section",
+    "max_loras": "it is 'lora.max_loras'",
+    "max_lora_rank": "it is 'lora.max_rank'",
+    "trust_remote_code": "code from a model repository is never run",
+    "worker_cls": "FlashServe sets it",
+    "scheduler_cls": "FlashServe sets it",
+}
+
+
+def engine_args(spec: ModelSpec) -> AsyncEngineArgs:
+    """Return the arguments of the engine that serves ``spec``."""
+    values: dict[str, Any] = {
+        "model": spec.path,
+        "served_model_name": [spec.id],
+        "enable_log_requests": False,
+        # Every engine has its own stat logger (see vllm_engine); vLLM's default ones unregister each other.
+        "disable_log_stats": True,
+    }
+    if spec.lora_enabled:
+        values |= {"enable_lora": True, "max_loras": spec.max_loras, "max_lora_rank": spec.max_lora_rank}
+    if spec.device == "cpu" and "gpu_memory_utilization" not in spec.engine:
+        values["kv_cache_memory_bytes"] = DEFAULT_CPU_KV_CACHE_BYTES
+    return AsyncEngineArgs(**(values | spec.engine))
+
+
+def engine_config(spec: ModelSpec) -> VllmConfig:
+    """Return the full vLLM configuration of ``spec``; reads the model's config files, starts nothing.
+
+    Raises:
+        EngineArgumentError: vLLM refuses a value or the model's files.
+    """
+    try:
+        return engine_args(spec).create_engine_config()
+    except (ValueError, OSError, TypeError, NotImplementedError, AssertionError) as error:
+        raise EngineArgumentError(spec.id, None, _first_reason(error)) from error
+
+
+def check_engine_arguments(model_id: str, engine: dict[str, Any]) -> None:
+    """Check names and types of configured engine arguments, reading no model and needing no device.
+
+    Raises:
+        EngineArgumentError: naming the key and, for an unknown one, the nearest valid name.
+    """
+    known = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
+    hints = get_type_hints(AsyncEngineArgs)
+    for key, value in engine.items():
+        if key in _RESERVED:
+            raise EngineArgumentError(model_id, key, f"may not be given here: {_RESERVED[key]}")
+        if key not in known:
+            nearest = process.extractOne(key, sorted(known - set(_RESERVED)))
+            raise EngineArgumentError(model_id, key, f"vLLM has no such argument; did you mean '{nearest[0]}'?")
+        try:
+            TypeAdapter(hints[key], config=_LENIENT if not _is_model(hints[key]) else None).validate_python(value)
+        except ValidationError as error:
+            raise EngineArgumentError(model_id, key, f"{error.errors()[0]['msg']} (got {value!r})") from error
+
+
+_LENIENT = ConfigDict(arbitrary_types_allowed=True)
+
+
+def _is_model(hint: Any) -> bool:
+    return dataclasses.is_dataclass(hint) or hasattr(hint, "__pydantic_config__")
+
+
+def _first_reason(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        return "; ".join(item["msg"] for item in error.errors())
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

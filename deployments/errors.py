@@ -1,0 +1,101 @@
+"""What can go wrong in an engine replica.
+
+DeploymentError
+├── EngineStartError      an engine could not be started; carries the model and the reason
+├── EngineUnavailableError  the model's engine is not able to serve now and may be later
+├── EngineDiedError       the engine ended while it worked on the request
+├── RequestRejectedError  the engine refuses this request as it is (the caller's fault)
+├── UnknownModelError     the replica does not host this model
+├── EngineArgumentError   an engine argument in the configuration is unknown or invalid
+└── FeedError             the token feed to the gateway could not be opened or broke
+
+All are picklable: every field is positional and goes to ``Exception.__init__``. HTTP statuses are decided in ``app``.
+"""
+
+
+class DeploymentError(Exception):
+    """Root of this package's errors."""
+
+
+class EngineStartError(DeploymentError):
+    """The engine of ``model_id`` could not be started."""
+
+    def __init__(self, model_id: str, reason: str) -> None:
+        super().__init__(model_id, reason)
+        self.model_id = model_id
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"The engine of model '{self.model_id}' could not be started: {self.reason}"
+
+
+class EngineUnavailableError(DeploymentError):
+    """The engine of ``model_id`` cannot serve at the moment."""
+
+    def __init__(self, model_id: str, reason: str) -> None:
+        super().__init__(model_id, reason)
+        self.model_id = model_id
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"Model '{self.model_id}' cannot serve at the moment: {self.reason}"
+
+
+class EngineDiedError(DeploymentError):
+    """The engine of ``model_id`` ended while it worked on a request."""
+
+    def __init__(self, model_id: str) -> None:
+        super().__init__(model_id)
+        self.model_id = model_id
+
+    def __str__(self) -> str:
+        return f"The engine of model '{self.model_id}' ended while it worked on this request; please send it again."
+
+
+class RequestRejectedError(DeploymentError):
+    """The engine refuses the request as it stands; ``parameter`` names the field when it is known."""
+
+    def __init__(self, message: str, parameter: str | None = None) -> None:
+        super().__init__(message, parameter)
+        self.message = message
+        self.parameter = parameter
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class UnknownModelError(DeploymentError):
+    """The replica does not host ``model_id``."""
+
+    def __init__(self, model_id: str) -> None:
+        super().__init__(model_id)
+        self.model_id = model_id
+
+    def __str__(self) -> str:
+        return f"This replica does not host model '{self.model_id}'."
+
+
+class EngineArgumentError(DeploymentError):
+    """Engine argument ``key`` of ``model_id`` is unknown or has an invalid value."""
+
+    def __init__(self, model_id: str, key: str | None, reason: str) -> None:
+        super().__init__(model_id, key, reason)
+        self.model_id = model_id
+        self.key = key
+        self.reason = reason
+
+    def __str__(self) -> str:
+        where = f"engine argument '{self.key}'" if self.key else "engine arguments"
+        return f"{where} of model '{self.model_id}': {self.reason}"
+
+
+class FeedError(DeploymentError):
+    """The token feed to the gateway at ``address`` could not be opened or broke."""
+
+    def __init__(self, address: str, reason: str) -> None:
+        super().__init__(address, reason)
+        self.address = address
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"The token feed to the gateway at {self.address} broke: {self.reason}"

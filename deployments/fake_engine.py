@@ -1,0 +1,77 @@
+"""An engine without a model, for tests and for measuring everything around engines.
+
+It answers token ``i`` with ``prompt[i % len(prompt)]``, passes the same contract suite as the real one, and can be
+told to die.
+"""
+
+import asyncio
+import struct
+from collections.abc import AsyncIterator
+
+from deployments.errors import EngineDiedError, EngineStartError, RequestRejectedError
+from deployments.types import EmbedRequest, Embedding, GenerateRequest, ModelSpec
+from deployments.wire import TokenDelta
+
+
+class FakeEngine:
+    """Engine arguments it knows: ``token_time_s``, ``fail_starts`` (how many starts fail)."""
+
+    failed_starts: dict[str, int] = {}  # noqa: RUF012 - counts across instances, as a supervisor makes new ones
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._spec = spec
+        self._token_time_s = float(spec.engine.get("token_time_s", 0.0))
+        self._alive = False
+        self.running: set[str] = set()
+
+    async def start(self) -> None:
+        """See ``Engine.start``."""
+        failed = self.failed_starts.get(self._spec.id, 0)
+        if failed < int(self._spec.engine.get("fail_starts", 0)):
+            self.failed_starts[self._spec.id] = failed + 1
+            raise EngineStartError(self._spec.id, "told to fail")
+        self._alive = True
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[TokenDelta]:
+        """See ``Engine.generate``."""
+        prompt, stream_id = request["prompt_token_ids"], request["stream_id"]
+        if not prompt:
+            raise RequestRejectedError("The prompt is empty.", "prompt")
+        max_tokens = int(request["sampling"].get("max_tokens") or 16)
+        self.running.add(stream_id)
+        try:
+            for index in range(max_tokens):
+                await asyncio.sleep(self._token_time_s)
+                self.check()
+                finish_reason = "length" if index == max_tokens - 1 else None
+                cached_tokens = 0 if index == 0 else None
+                yield TokenDelta(
+                    stream_id, [prompt[index % len(prompt)]], finish_reason, cached_tokens=cached_tokens
+                )
+        finally:
+            self.running.discard(stream_id)
+
+    async def embed(self, request: EmbedRequest) -> Embedding:
+        """See ``Engine.embed``: the mean of the prompt's token ids, as one number."""
+        self.check()
+        prompt = request["prompt_token_ids"]
+        if not prompt:
+            raise RequestRejectedError("The prompt is empty.", "input")
+        return {"data": struct.pack("<f", sum(prompt) / len(prompt)), "shape": [1], "cached_tokens": 0}
+
+    def check(self) -> None:
+        """See ``Engine.check``."""
+        if not self._alive:
+            raise EngineDiedError(self._spec.id)
+
+    def die(self) -> None:
+        """End as a crashed engine does."""
+        self._alive = False
+
+    def supported_tasks(self) -> list[str]:
+        """See ``Engine.supported_tasks``."""
+        return ["generate", "embed"]
+
+    async def stop(self) -> None:
+        """See ``Engine.stop``."""
+        self._alive = False

@@ -1,0 +1,178 @@
+"""One vLLM engine in this process: AsyncLLM behind the ``Engine`` protocol, tokens in and tokens out.
+
+Covers: start and end of an engine and its processes, requests, errors translated from vLLM's. Does not cover: which
+engines run and when (``replica``), text (the gateway detokenizes), engine arguments (``engine_args``).
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+import torch
+from vllm.exceptions import VLLMClientError
+from vllm.logprobs import Logprob
+from vllm.lora.request import LoRARequest
+from vllm.outputs import PoolingRequestOutput, RequestOutput
+from vllm.pooling_params import PoolingParams
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
+
+from deployments.adapters import AdapterTable
+from deployments.engine_args import engine_args
+from deployments.errors import EngineDiedError, EngineStartError, RequestRejectedError
+from deployments.types import AdapterRef, EmbedRequest, Embedding, GenerateRequest, ModelSpec
+from deployments.wire import LogprobRow, TokenDelta
+
+STOP_TIMEOUT_S = 10.0
+
+
+class VllmEngine:
+    """The engine of one model. ``start`` before anything else; one event loop."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._spec = spec
+        self._adapters = AdapterTable()
+        self._llm: AsyncLLM | None = None
+        self._tasks: list[str] = []
+
+    async def start(self) -> None:
+        """See ``Engine.start``. Takes tens of seconds: the engine's processes import vLLM and load the weights."""
+        try:
+            # In a thread: the constructor blocks until the engine's processes are up.
+            self._llm = await asyncio.to_thread(self._make)
+            self._tasks = [str(task) for task in await self._llm.get_supported_tasks()]
+        except Exception as error:
+            await self.stop()
+            reason = str(error).strip().splitlines()
+            raise EngineStartError(self._spec.id, reason[0] if reason else type(error).__name__) from error
+
+    def _make(self) -> AsyncLLM:
+        return AsyncLLM.from_engine_args(engine_args(self._spec), stat_loggers=[RayPrometheusStatLogger])
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[TokenDelta]:
+        """See ``Engine.generate``."""
+        prompt: dict[str, Any] = {"type": "token", "prompt_token_ids": request["prompt_token_ids"]}
+        if request.get("cache_salt"):
+            prompt["cache_salt"] = request["cache_salt"]
+        stream_id = request["stream_id"]
+        params = _sampling_params(request["sampling"])
+        try:
+            outputs = self._running().generate(
+                prompt,
+                params,
+                stream_id,
+                lora_request=self._lora_request(request.get("adapter")),
+                priority=request.get("priority", 0),
+            )
+            first = True
+            async for output in outputs:
+                yield _delta(stream_id, output, params, first=first)
+                first = False
+        except (EngineDeadError, EngineGenerateError, VLLMClientError, ValueError) as error:
+            raise self._translated(error) from error
+
+    async def embed(self, request: EmbedRequest) -> Embedding:
+        """See ``Engine.embed``."""
+        result: PoolingRequestOutput | None = None
+        try:
+            async for output in self._running().encode(
+                {"type": "token", "prompt_token_ids": request["prompt_token_ids"]},
+                msgspec.convert(request["pooling"], PoolingParams),
+                request["stream_id"],
+                lora_request=self._lora_request(request.get("adapter")),
+                priority=request.get("priority", 0),
+            ):
+                result = output
+        except (EngineDeadError, EngineGenerateError, VLLMClientError, ValueError) as error:
+            raise self._translated(error) from error
+        if result is None:
+            raise EngineDiedError(self._spec.id)
+        data = result.outputs.data.to(torch.float32).contiguous()
+        return {
+            "data": data.numpy().tobytes(),
+            "shape": list(data.shape),
+            "cached_tokens": result.num_cached_tokens,
+        }
+
+    def check(self) -> None:
+        """See ``Engine.check``."""
+        if self._llm is None or self._llm.errored:
+            raise EngineDiedError(self._spec.id)
+
+    def supported_tasks(self) -> list[str]:
+        """See ``Engine.supported_tasks``."""
+        return self._tasks
+
+    async def stop(self) -> None:
+        """See ``Engine.stop``."""
+        llm, self._llm = self._llm, None
+        if llm is not None:
+            await asyncio.to_thread(llm.shutdown, STOP_TIMEOUT_S)
+
+    def _running(self) -> AsyncLLM:
+        if self._llm is None:
+            raise EngineDiedError(self._spec.id)
+        return self._llm
+
+    def _lora_request(self, adapter: AdapterRef | None) -> LoRARequest | None:
+        if adapter is None:
+            return None
+        return LoRARequest(self._adapters.engine_name(adapter), self._adapters.int_id(adapter), adapter["path"])
+
+    def _translated(self, error: Exception) -> Exception:
+        if isinstance(error, EngineDeadError):
+            return EngineDiedError(self._spec.id)
+        if isinstance(error, EngineGenerateError):
+            # vLLM wraps whatever happened while the request was set up, a missing adapter file for instance.
+            cause = error.__cause__ or error
+            return RequestRejectedError(f"{type(cause).__name__}: {cause}")
+        return RequestRejectedError(str(error), getattr(error, "parameter", None))
+
+    def __repr__(self) -> str:
+        return f"<VllmEngine {self._spec.id} {'running' if self._llm else 'stopped'}, {self._adapters!r}>"
+
+
+def _sampling_params(fields: dict[str, Any]) -> SamplingParams:
+    # Text is the gateway's business: it detokenizes and finds stop strings, and aborts when it has found one.
+    return msgspec.convert(
+        fields | {"n": 1, "stop": [], "detokenize": False, "output_kind": RequestOutputKind.DELTA.value},
+        SamplingParams,
+    )
+
+
+def _delta(stream_id: str, output: RequestOutput, params: SamplingParams, *, first: bool) -> TokenDelta:
+    completion = output.outputs[0]
+    logprobs = prompt_logprobs = None
+    if completion.logprobs:
+        pairs = zip(completion.token_ids, completion.logprobs, strict=True)
+        logprobs = [_row(token_id, position, params.num_logprobs) for token_id, position in pairs]
+    if output.prompt_logprobs:
+        # The first prompt token has no log probability: vLLM puts None there.
+        pairs = zip(output.prompt_token_ids[1:], output.prompt_logprobs[1:], strict=False)
+        prompt_logprobs = [_row(token_id, position, params.prompt_logprobs) for token_id, position in pairs]
+    return TokenDelta(
+        stream_id,
+        list(completion.token_ids),
+        completion.finish_reason,
+        completion.stop_reason,
+        output.num_cached_tokens if first else None,
+        logprobs,
+        prompt_logprobs,
+    )
+
+
+def _row(token_id: int, position: dict[int, Logprob], top_count: int) -> LogprobRow:
+    """Rebuild the engine's row from vLLM's mapping: the token itself, then the ``top_count`` best by rank.
+
+    The mapping holds the token once even when it is also among the best, so then it has ``top_count`` entries, not
+    one more; a ``top_count`` of -1 asks for the whole vocabulary.
+    """
+    own = position[token_id]
+    best = [key for _, key in sorted((value.rank, key) for key, value in position.items() if key != token_id)]
+    if top_count < 0 or len(position) == top_count:
+        best.insert(own.rank - 1, token_id)
+    ids = [token_id, *best]
+    return ids, [position[key].logprob for key in ids], own.rank

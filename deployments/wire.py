@@ -1,0 +1,85 @@
+"""The token feed's format: length-prefixed MessagePack frames on one TCP connection from a replica to a gateway.
+
+A frame is a 4-byte big-endian length and a body. The first frame is a ``Hello``; every other one is a list of
+``TokenDelta``. All streams that a replica generates for a gateway share the connection, so one engine step costs one
+frame however many streams took part in it: a message a token through a Serve handle costs about 0.4 ms of processor
+time on either side, a delta in a shared frame a few microseconds.
+"""
+
+import asyncio
+import struct
+
+import msgspec
+
+_LENGTH = struct.Struct(">I")
+MAX_FRAME_BYTES = 64 * 1024 * 1024
+
+# (token ids, log probabilities, rank of the sampled token): the sampled token first, then the top ones by rank.
+LogprobRow = tuple[list[int], list[float], int]
+
+
+class Hello(msgspec.Struct, array_like=True, frozen=True):
+    """First frame: ``key`` is the secret that came with the gateway's request."""
+
+    key: str
+
+
+class TokenDelta(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):
+    """What one stream gained since its last delta.
+
+    ``token_ids`` are new output tokens; ``logprobs`` has a row for each of them when asked for. ``prompt_logprobs``
+    and ``cached_tokens`` come with the first delta. ``finish_reason`` is set on the last one.
+    """
+
+    stream_id: str
+    token_ids: list[int]
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    cached_tokens: int | None = None
+    logprobs: list[LogprobRow] | None = None
+    prompt_logprobs: list[LogprobRow] | None = None
+
+
+_encoder = msgspec.msgpack.Encoder()
+_hello_decoder = msgspec.msgpack.Decoder(Hello)
+_delta_decoder = msgspec.msgpack.Decoder(list[TokenDelta])
+
+
+def encode_hello(hello: Hello) -> bytes:
+    """Return the frame, length prefix included."""
+    return _framed(_encoder.encode(hello))
+
+
+def encode_deltas(deltas: list[TokenDelta]) -> bytes:
+    """Return the frame, length prefix included."""
+    return _framed(_encoder.encode(deltas))
+
+
+def decode_hello(body: bytes) -> Hello:
+    """Decode a frame's body; raises ``msgspec.MsgspecError`` when it is no Hello."""
+    return _hello_decoder.decode(body)
+
+
+def decode_deltas(body: bytes) -> list[TokenDelta]:
+    """Decode a frame's body; raises ``msgspec.MsgspecError`` when it is no list of deltas."""
+    return _delta_decoder.decode(body)
+
+
+async def read_frame(reader: asyncio.StreamReader) -> bytes | None:
+    """Read one frame's body; None at the end of the connection.
+
+    Raises:
+        ValueError: the peer announces a frame of more than ``MAX_FRAME_BYTES``.
+    """
+    try:
+        (length_bytes,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
+        if length_bytes > MAX_FRAME_BYTES:
+            message = f"a frame of {length_bytes} bytes is announced, {MAX_FRAME_BYTES} are allowed"
+            raise ValueError(message)
+        return await reader.readexactly(length_bytes)
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return None
+
+
+def _framed(body: bytes) -> bytes:
+    return _LENGTH.pack(len(body)) + body
