@@ -75,7 +75,7 @@ class GatewayConfig(_Section):
     """The ingress deployment."""
 
     replicas: int = Field(1, ge=1)
-    num_cpus: float = Field(1, ge=0)
+    num_cpus: float = Field(0, ge=0, description="processors that Ray reserves for a gateway")
     max_ongoing_requests: int = Field(1024, ge=1, description="requests a gateway works on at once")
     max_body_bytes: int = Field(8 * 1024 * 1024, ge=1024, description="larger requests get 413")
 

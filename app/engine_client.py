@@ -18,30 +18,27 @@ import torch
 from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from vllm.config import VllmConfig
-from vllm.engine.protocol import EngineClient
 from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 from vllm.lora.request import LoRARequest
 from vllm.outputs import PoolingOutput, PoolingRequestOutput, RequestOutput
 from vllm.pooling_params import PoolingParams
 from vllm.renderers import renderer_from_config
 from vllm.sampling_params import SamplingParams
-from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
+from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
 from vllm.v1.engine.parallel_sampling import ParentRequest
-from vllm.v1.metrics.stats import PrefillStats
-from vllm.v1.outputs import LogprobsLists, LogprobsTensors
 
+from app.core_outputs import core_output
+from app.engineless import EnginelessClient
 from app.errors import status_of
 from app.streams import TokenStreams
 from deployments.errors import DeploymentError, EngineDiedError, FeedError, RequestRejectedError
 from deployments.types import AdapterRef, EmbedRequest, GenerateRequest
-from deployments.wire import LogprobRow, TokenDelta
+from deployments.wire import TokenDelta
 
 # How long a stream waits for its last tokens after the replica said that it has sent them all.
 FEED_GRACE_S = 5.0
-
-_FINISH_REASONS = {str(reason): reason for reason in FinishReason}
 
 
 @dataclass(eq=False)
@@ -54,12 +51,13 @@ class _Sequence:
     finished: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-class RemoteEngineClient(EngineClient):
+class RemoteEngineClient(EnginelessClient):
     """One base model and its adapters, served by the replicas behind ``replicas`` (a Serve deployment handle)."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a client is made of
         self,
         model_id: str,
+        *,
         config: VllmConfig,
         supported_tasks: list[str],
         replicas: Any,
@@ -96,7 +94,12 @@ class RemoteEngineClient(EngineClient):
     ) -> AsyncGenerator[RequestOutput, None]:
         """See ``EngineClient.generate``; closing the generator stops the generation on the replica."""
         request = await self._core_request(
-            request_id, prompt, sampling_params, lora_request, tokenization_kwargs, priority
+            request_id,
+            prompt,
+            sampling_params,
+            lora_request=lora_request,
+            tokenization_kwargs=tokenization_kwargs,
+            priority=priority,
         )
         collector = RequestOutputCollector(request.params.output_kind, request.request_id)
         sequences = self._fan_out(request, prompt_text, collector)
@@ -111,7 +114,7 @@ class RemoteEngineClient(EngineClient):
         finally:
             self._end(sequences)
 
-    async def encode(  # noqa: PLR0913 - vLLM's signature
+    async def encode(  # noqa: PLR0913, PLR0917 - vLLM's signature
         self,
         prompt: Any,
         pooling_params: PoolingParams,
@@ -120,11 +123,16 @@ class RemoteEngineClient(EngineClient):
         trace_headers: Mapping[str, str] | None = None,  # noqa: ARG002
         priority: int = 0,
         tokenization_kwargs: dict[str, Any] | None = None,
-        reasoning_ended: bool | None = None,  # noqa: ARG002
+        reasoning_ended: bool | None = None,  # noqa: ARG002, FBT001
     ) -> AsyncGenerator[PoolingRequestOutput, None]:
         """See ``EngineClient.encode``."""
         request = await self._core_request(
-            request_id, prompt, pooling_params, lora_request, tokenization_kwargs, priority
+            request_id,
+            prompt,
+            pooling_params,
+            lora_request=lora_request,
+            tokenization_kwargs=tokenization_kwargs,
+            priority=priority,
         )
         ask: EmbedRequest = {
             "stream_id": request.request_id,
@@ -152,7 +160,7 @@ class RemoteEngineClient(EngineClient):
 
     def on_deltas(self, deltas: list[TokenDelta]) -> None:
         """See ``DeltaSink.on_deltas``: one pass of vLLM's output processor over all streams of a frame."""
-        processed = self._outputs.process_outputs([_core_output(delta) for delta in deltas])
+        processed = self._outputs.process_outputs([core_output(delta) for delta in deltas])
         for delta in deltas:
             if delta.finish_reason is not None:
                 self._finish(delta.stream_id)
@@ -224,21 +232,10 @@ class RemoteEngineClient(EngineClient):
         if sequence.response is not None:
             sequence.response.cancel()
 
-    async def _core_request(  # noqa: PLR0913 - the parts of a request
-        self,
-        request_id: str,
-        prompt: Any,
-        params: SamplingParams | PoolingParams,
-        lora_request: LoRARequest | None,
-        tokenization_kwargs: dict[str, Any] | None,
-        priority: int,
+    async def _core_request(
+        self, request_id: str, prompt: Any, params: SamplingParams | PoolingParams, **arguments: Any
     ) -> EngineCoreRequest:
-        arguments = {
-            "supported_tasks": self._supported_tasks,
-            "lora_request": lora_request,
-            "tokenization_kwargs": tokenization_kwargs,
-            "priority": priority,
-        }
+        arguments["supported_tasks"] = self._supported_tasks
         # A rendered prompt needs no tokenizing; anything else must not block the event loop.
         if isinstance(prompt, dict) and "type" in prompt:
             request = self.input_processor.process_inputs(request_id, prompt, params, **arguments)
@@ -253,26 +250,6 @@ class RemoteEngineClient(EngineClient):
     def _adapter(self, lora_request: LoRARequest | None) -> AdapterRef | None:
         return None if lora_request is None else self._adapters[lora_request.lora_name]
 
-    @property
-    def is_running(self) -> bool:
-        """Always: a replica that is gone is the router's business, not the client's."""
-        return True
-
-    @property
-    def is_stopped(self) -> bool:
-        """Never, see ``is_running``."""
-        return False
-
-    @property
-    def errored(self) -> bool:
-        """Never, see ``is_running``."""
-        return False
-
-    @property
-    def dead_error(self) -> BaseException:
-        """What vLLM raises when ``errored``."""
-        return _as_vllm_error(EngineDiedError(self.model_id))
-
     async def get_supported_tasks(self) -> tuple[str, ...]:
         """Return vLLM's task names."""
         return self._supported_tasks
@@ -282,78 +259,16 @@ class RemoteEngineClient(EngineClient):
         stream_ids = [request_id] if isinstance(request_id, str) else list(request_id)
         self._end([self._sequences[stream_id] for stream_id in stream_ids if stream_id in self._sequences])
 
-    async def is_tracing_enabled(self) -> bool:
-        """Return False: spans are not forwarded."""
-        return False
-
     async def add_lora(self, lora_request: LoRARequest) -> bool:
         """Accept: the replica loads an adapter with its first request, after the builder has checked its files."""
         return lora_request.lora_name in self._adapters
-
-    async def do_log_stats(self) -> None:
-        """Do nothing: replicas log their engines' statistics."""
-
-    async def check_health(self) -> None:
-        """Do nothing: Serve checks replicas."""
-
-    async def is_sleeping(self) -> bool:
-        """Return False."""
-        return False
-
-    async def is_paused(self) -> bool:
-        """Return False."""
-        return False
 
     def shutdown(self, timeout: float | None = None) -> None:  # noqa: ARG002
         """End this client's threads; the replicas live on."""
         self.renderer.shutdown()
 
-    async def _not_here(self, *_: Any, **__: Any) -> Any:
-        message = "This is done on an engine replica, not through a gateway."
-        raise NotImplementedError(message)
-
-    notify_kv_transfer_request_rejected = _not_here
-    start_profile = _not_here
-    stop_profile = _not_here
-    reset_mm_cache = _not_here
-    reset_encoder_cache = _not_here
-    reset_prefix_cache = _not_here
-    sleep = _not_here
-    wake_up = _not_here
-    pause_generation = _not_here
-    resume_generation = _not_here
-
     def __repr__(self) -> str:
         return f"<RemoteEngineClient {self.model_id}, {len(self._sequences)} sequences>"
-
-
-def _core_output(delta: TokenDelta) -> EngineCoreOutput:
-    """Return the delta as vLLM's engine core would have sent it."""
-    return EngineCoreOutput(
-        request_id=delta.stream_id,
-        new_token_ids=delta.token_ids,
-        new_logprobs=_sample_logprobs(delta.logprobs) if delta.logprobs else None,
-        new_prompt_logprobs_tensors=_prompt_logprobs(delta.prompt_logprobs) if delta.prompt_logprobs else None,
-        finish_reason=_FINISH_REASONS[delta.finish_reason] if delta.finish_reason else None,
-        stop_reason=delta.stop_reason,
-        prefill_stats=_prefill_stats(delta.cached_tokens) if delta.cached_tokens is not None else None,
-    )
-
-
-def _prefill_stats(cached_tokens: int) -> PrefillStats:
-    stats = PrefillStats()
-    stats.num_cached_tokens = cached_tokens
-    return stats
-
-
-def _sample_logprobs(rows: list[LogprobRow]) -> LogprobsLists:
-    ids, logprobs, ranks = zip(*rows, strict=True)
-    return LogprobsLists([np.asarray(i) for i in ids], [np.asarray(p) for p in logprobs], np.asarray(ranks))
-
-
-def _prompt_logprobs(rows: list[LogprobRow]) -> LogprobsTensors:
-    ids, logprobs, ranks = zip(*rows, strict=True)
-    return LogprobsTensors(torch.tensor(ids), torch.tensor(logprobs), torch.tensor(ranks))
 
 
 def _translated(error: Exception, model_id: str) -> Exception:

@@ -5,6 +5,7 @@ AppError
 ├── InvalidRequestError   the request is wrong; names the field
 ├── ModelNotFoundError    no model or adapter of that name
 ├── BodyTooLargeError     the request's body is over the limit
+├── LaunchError           the machine can't run the service, or it didn't come up
 └── ApiError              what ``app.client`` raises: an error answer of the service
 
 All are picklable: every field is positional and goes to ``Exception.__init__``. ``status_of`` maps these and the
@@ -73,6 +74,17 @@ class BodyTooLargeError(AppError):
 
     def __str__(self) -> str:
         return f"The request's body is larger than {self.limit_bytes} bytes."
+
+
+class LaunchError(AppError):
+    """``message`` says what keeps the service from running."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class ApiError(AppError):

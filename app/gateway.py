@@ -8,6 +8,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from typing import Any
 
 import ray
@@ -20,7 +21,7 @@ from starlette.types import ASGIApp
 from app.engine_client import RemoteEngineClient
 from app.errors import InvalidRequestError
 from app.metrics import scrape
-from app.openai_layer import REQUEST_TYPES, OpenAILayer, Operation, is_error
+from app.openai_layer import REQUEST_TYPES, OpenAILayer, Operation
 from app.responses import error_answer
 from app.routes import build_http_app
 from app.streams import TokenStreams
@@ -48,7 +49,7 @@ class Gateway:
         self._streams = TokenStreams()
         self._building = asyncio.get_running_loop().create_task(self._build())
 
-    def __serve_build_asgi_app__(self) -> ASGIApp:  # noqa: PLW3201 - Serve's name
+    def __serve_build_asgi_app__(self) -> ASGIApp:
         """Serve's hook: the HTTP application of this replica."""
         return build_http_app(self, self._max_body_bytes)
 
@@ -70,14 +71,7 @@ class Gateway:
     async def call(self, operation: Operation, body: dict[str, Any]) -> dict[str, Any]:
         """Answer a request given as OpenAI's JSON body: builtin types in and out, an error as OpenAI's error object."""
         try:
-            result = await self._answer(operation, body)
-            if isinstance(result, AsyncGenerator):
-                await result.aclose()
-                message = "A stream is asked for: use `stream`."
-                raise InvalidRequestError(message, "stream")
-            if isinstance(result, Response):
-                return json.loads(bytes(result.body))
-            return result.model_dump()
+            return await _as_builtins(await self._answer(operation, body))
         except Exception as error:  # noqa: BLE001 - every error becomes an answer, as over HTTP
             return error_answer(error)
 
@@ -86,12 +80,13 @@ class Gateway:
         try:
             result = await self._answer(operation, body | {"stream": True})
             if not isinstance(result, AsyncGenerator):
-                yield result.model_dump()
+                yield await _as_builtins(result)
                 return
-            async for event in result:
-                data = event.removeprefix("data: ").strip()
-                if data and data != "[DONE]":
-                    yield json.loads(data)
+            async with aclosing(result):
+                async for event in result:
+                    data = event.removeprefix("data: ").strip()
+                    if data and data != "[DONE]":
+                        yield json.loads(data)
         except Exception as error:  # noqa: BLE001 - as in ``call``
             yield error_answer(error)
 
@@ -131,13 +126,30 @@ class Gateway:
                 adapter.id: {"id": adapter.id, "path": adapter.path, "digest": adapter.digest}
                 for adapter in spec.adapters
             }
-            client = RemoteEngineClient(spec.id, config, tasks, replicas, self._streams, adapters)
+            client = RemoteEngineClient(
+                spec.id,
+                config=config,
+                supported_tasks=tasks,
+                replicas=replicas,
+                streams=self._streams,
+                adapters=adapters,
+            )
             await layer.add(spec, client, self._frontends.get(spec.id, {}))
         logger.info("gateway serves %s", layer)
         return layer
 
     def __repr__(self) -> str:
         return f"<Gateway {[spec.id for spec in self._specs]}, {self._streams!r}>"
+
+
+async def _as_builtins(result: Any) -> dict[str, Any]:
+    if isinstance(result, AsyncGenerator):
+        await result.aclose()
+        message = "A stream is asked for: use `stream`."
+        raise InvalidRequestError(message, "stream")
+    if isinstance(result, Response):
+        return json.loads(bytes(result.body))
+    return result.model_dump()
 
 
 def ingress() -> type:

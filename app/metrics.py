@@ -5,10 +5,6 @@ from collections.abc import Iterable
 
 import httpx
 import ray
-from prometheus_client.exposition import generate_latest
-from prometheus_client.metrics_core import Metric
-from prometheus_client.parser import text_string_to_metric_families
-from prometheus_client.registry import Collector, CollectorRegistry
 
 SCRAPE_TIMEOUT_S = 5.0
 _PREFIXES = ("ray_vllm_", "ray_serve_", "ray_flashserve_")
@@ -20,29 +16,28 @@ async def scrape() -> str:
     addresses = [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in nodes if node["Alive"]]
     async with httpx.AsyncClient(timeout=SCRAPE_TIMEOUT_S) as client:
         pages = await asyncio.gather(*(_page(client, address) for address in addresses))
-    return merge(page for page in pages if page is not None)
+    # A busy node's page is a megabyte: reading it must not hold up streams.
+    return await asyncio.to_thread(merge, [page for page in pages if page is not None])
 
 
 def merge(pages: Iterable[str]) -> str:
-    """Return several nodes' pages as one, each metric family once, those of other programs left out."""
-    families: dict[str, Metric] = {}
+    """Return several nodes' pages as one: each metric family once, those of other programs left out.
+
+    Prometheus' text format wants a family's samples together, after its HELP and TYPE lines.
+    """
+    families: dict[str, tuple[dict[str, str], list[str]]] = {}
     for page in pages:
-        for family in text_string_to_metric_families(page):
-            if family.name.startswith(_PREFIXES):
-                known = families.setdefault(family.name, family)
-                if known is not family:
-                    known.samples.extend(family.samples)
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Families(families.values()))
-    return generate_latest(registry).decode()
-
-
-class _Families(Collector):
-    def __init__(self, families: Iterable[Metric]) -> None:
-        self._families = list(families)
-
-    def collect(self) -> Iterable[Metric]:
-        return self._families
+        headers: dict[str, str] = {}
+        samples: list[str] = []
+        for line in page.splitlines():
+            if line.startswith("# "):
+                _, keyword, name, *_ = line.split(" ", 3)
+                headers, samples = families.setdefault(name, ({}, []))
+                headers.setdefault(keyword, line)
+            elif line:
+                samples.append(line)
+    kept = (lines for name, lines in families.items() if name.startswith(_PREFIXES))
+    return "".join(f"{line}\n" for headers, samples in kept for line in [*headers.values(), *samples])
 
 
 async def _page(client: httpx.AsyncClient, address: str) -> str | None:

@@ -15,7 +15,6 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionReque
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.models.protocol import LoRAModulePath
 from vllm.entrypoints.pooling.embed.protocol import EmbeddingRequest
-from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, TokenizeRequest
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -40,6 +39,7 @@ class OpenAILayer:
 
     def __init__(self, specs: list[ModelSpec]) -> None:
         self._names = NameTable(specs)
+        self._specs = {spec.id: spec for spec in specs}
         self._states: dict[str, State] = {}
 
     async def add(self, spec: ModelSpec, client: RemoteEngineClient, frontend: Mapping[str, Any]) -> None:
@@ -71,7 +71,7 @@ class OpenAILayer:
         target = self._names.resolve(request.model)
         # vLLM's classes know adapters by their bare names only.
         request.model = target.served_name
-        _check_shape(operation, request)
+        _check_shape(operation, request, self._specs[target.model_id])
         serving = self._serving(operation, target)
         if operation == "embeddings":
             return await serving(request, raw_request)
@@ -118,12 +118,16 @@ class OpenAILayer:
         return f"<OpenAILayer {sorted(self._states)}>"
 
 
-def _check_shape(operation: Operation, request: Any) -> None:
-    # vLLM lets these through to the chat template, whose complaint names no field.
+def _check_shape(operation: Operation, request: Any, spec: ModelSpec) -> None:
+    """Refuse what vLLM would let through to where a complaint names no field, or worse."""
     if operation == "chat" and not request.messages:
         raise InvalidRequestError("The field `messages` must hold at least one message.", "messages")
-
-
-def is_error(result: Any) -> bool:
-    """Tell whether vLLM answered with an error instead of raising one."""
-    return isinstance(result, ErrorResponse)
+    if operation in {"chat", "completions"} and spec.lora_enabled and spec.device == "cpu":
+        # vLLM 0.29: the CPU's adapter kernels take the prompt's rows for those of the batch, and the engine dies.
+        echoed = operation == "completions" and request.echo and request.logprobs is not None
+        if echoed or request.prompt_logprobs is not None:
+            param = "echo" if echoed else "prompt_logprobs"
+            message = (
+                f"Log probabilities of the prompt are not available for `{spec.id}`: it has adapters and runs on a CPU."
+            )
+            raise InvalidRequestError(message, param)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Annotated, Any, Protocol
 
@@ -23,6 +24,7 @@ from app.responses import error_answer
 from deployments.errors import DeploymentError
 
 _RETRYABLE = {429, 503}
+_ERROR_EVENT = 'data: {"error"'
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse} for status in (400, 404, 405, 413, 429, 500, 501, 503)
 }
@@ -65,8 +67,11 @@ def build_http_app(service: Service, max_body_bytes: int) -> ASGIApp:
 def _add_openai_routes(app: FastAPI, service: Service) -> None:
     async def answer(operation: Operation, request: Any, raw_request: Request) -> Response:
         layer = await service.layer()
-        work = asyncio.ensure_future(layer.answer(operation, request, raw_request))
-        return _as_response(await _unless_disconnected(work, raw_request))
+
+        async def respond() -> Response:
+            return await _as_response(await layer.answer(operation, request, raw_request))
+
+        return await _unless_disconnected(asyncio.ensure_future(respond()), raw_request)
 
     stream = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}, "application/json": {}}}}
 
@@ -114,7 +119,7 @@ def _add_service_routes(app: FastAPI, service: Service) -> None:
         return await service.metrics()
 
 
-async def _unless_disconnected(work: asyncio.Future[Any], raw_request: Request) -> Any:
+async def _unless_disconnected(work: asyncio.Future[Response], raw_request: Request) -> Response:
     """Await the work; when the client goes away first, cancel it, which stops the generation."""
     gone = asyncio.ensure_future(_disconnected(raw_request.receive))
     try:
@@ -135,14 +140,30 @@ async def _disconnected(receive: Callable[[], Awaitable[Message]]) -> None:
         pass
 
 
-def _as_response(result: Any) -> Response:
+async def _as_response(result: Any) -> Response:
     if isinstance(result, Response):
         return result
     if isinstance(result, ErrorResponse):
         return _error_response(result.model_dump())
     if isinstance(result, AsyncGenerator):
-        return StreamingResponse(result, media_type="text/event-stream")
+        # A stream's first event comes with its first token. Until then the status is open, so that a request which
+        # fails before it has produced anything gets a real one.
+        first = await anext(result)
+        if first.startswith(_ERROR_EVENT):
+            await result.aclose()
+            return _error_response(json.loads(first.removeprefix("data: ")))
+        return StreamingResponse(_chain(first, result), media_type="text/event-stream")
     return JSONResponse(result.model_dump())
+
+
+async def _chain(first: str, rest: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
+    try:
+        yield first
+        async for event in rest:
+            yield event
+    finally:
+        # Not whenever it is collected: closing it is what stops the generation.
+        await rest.aclose()
 
 
 def _error_response(body: dict[str, Any]) -> JSONResponse:

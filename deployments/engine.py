@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Protocol
 
-from deployments.types import EmbedRequest, Embedding, GenerateRequest
+from deployments.types import Embedding, EmbedRequest, GenerateRequest
 from deployments.wire import TokenDelta
 
 

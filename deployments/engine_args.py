@@ -7,9 +7,11 @@ by the rules of the engine that will run them.
 import dataclasses
 from typing import Any, get_type_hints
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
+from pydantic.errors import PydanticSchemaGenerationError
 from rapidfuzz import process
 from vllm.config import VllmConfig
+from vllm.engine import arg_utils
 from vllm.engine.arg_utils import AsyncEngineArgs
 
 from deployments.errors import EngineArgumentError
@@ -67,27 +69,33 @@ def check_engine_arguments(model_id: str, engine: dict[str, Any]) -> None:
         EngineArgumentError: naming the key and, for an unknown one, the nearest valid name.
     """
     known = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
-    hints = get_type_hints(AsyncEngineArgs)
     for key, value in engine.items():
         if key in _RESERVED:
             raise EngineArgumentError(model_id, key, f"may not be given here: {_RESERVED[key]}")
         if key not in known:
             nearest = process.extractOne(key, sorted(known - set(_RESERVED)))
             raise EngineArgumentError(model_id, key, f"vLLM has no such argument; did you mean '{nearest[0]}'?")
+        adapter = _type_of(key)
         try:
-            TypeAdapter(hints[key], config=_LENIENT if not _is_model(hints[key]) else None).validate_python(value)
+            if adapter is not None:
+                adapter.validate_python(value)
         except ValidationError as error:
             raise EngineArgumentError(model_id, key, f"{error.errors()[0]['msg']} (got {value!r})") from error
 
 
-_LENIENT = ConfigDict(arbitrary_types_allowed=True)
-
-
-def _is_model(hint: Any) -> bool:
-    return dataclasses.is_dataclass(hint) or hasattr(hint, "__pydantic_config__")
+def _type_of(key: str) -> TypeAdapter[Any] | None:
+    """Return what checks an argument's value; None where vLLM's annotation can't be evaluated or checked."""
+    field = next(field for field in dataclasses.fields(AsyncEngineArgs) if field.name == key)
+    holder = type("Holder", (), {"__annotations__": {key: field.type}})
+    try:
+        hint = get_type_hints(holder, globalns=vars(arg_utils))[key]
+        return TypeAdapter(hint)
+    except (NameError, PydanticSchemaGenerationError):
+        # Some annotations name what vLLM imports only for type checkers; its own constructor will judge the value.
+        return None
 
 
 def _first_reason(error: Exception) -> str:
     if isinstance(error, ValidationError):
-        return "; ".join(item["msg"] for item in error.errors())
+        return "; ".join(item["msg"].removeprefix("Value error, ").split(". ")[0] for item in error.errors())
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -9,7 +9,7 @@ import struct
 from collections.abc import AsyncIterator
 
 from deployments.errors import EngineDiedError, EngineStartError, RequestRejectedError
-from deployments.types import EmbedRequest, Embedding, GenerateRequest, ModelSpec
+from deployments.types import Embedding, EmbedRequest, GenerateRequest, ModelSpec
 from deployments.wire import TokenDelta
 
 
@@ -45,9 +45,7 @@ class FakeEngine:
                 self.check()
                 finish_reason = "length" if index == max_tokens - 1 else None
                 cached_tokens = 0 if index == 0 else None
-                yield TokenDelta(
-                    stream_id, [prompt[index % len(prompt)]], finish_reason, cached_tokens=cached_tokens
-                )
+                yield TokenDelta(stream_id, [prompt[index % len(prompt)]], finish_reason, cached_tokens=cached_tokens)
         finally:
             self.running.discard(stream_id)
 

@@ -12,8 +12,8 @@ from deployments.errors import EngineDiedError, FeedError, UnknownModelError
 from deployments.feed import Feeds, GatewayFeed
 from deployments.supervisor import EngineSupervisor
 from deployments.types import (
-    EmbedRequest,
     Embedding,
+    EmbedRequest,
     EngineDescription,
     GenerateRequest,
     GenerateSummary,

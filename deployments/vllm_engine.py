@@ -23,7 +23,7 @@ from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 from deployments.adapters import AdapterTable
 from deployments.engine_args import engine_args
 from deployments.errors import EngineDiedError, EngineStartError, RequestRejectedError
-from deployments.types import AdapterRef, EmbedRequest, Embedding, GenerateRequest, ModelSpec
+from deployments.types import AdapterRef, Embedding, EmbedRequest, GenerateRequest, ModelSpec
 from deployments.wire import LogprobRow, TokenDelta
 
 STOP_TIMEOUT_S = 10.0
@@ -42,8 +42,8 @@ class VllmEngine:
         """See ``Engine.start``. Takes tens of seconds: the engine's processes import vLLM and load the weights."""
         try:
             # In a thread: the constructor blocks until the engine's processes are up.
-            self._llm = await asyncio.to_thread(self._make)
-            self._tasks = [str(task) for task in await self._llm.get_supported_tasks()]
+            self._llm = llm = await asyncio.to_thread(self._make)
+            self._tasks = [str(task) for task in await llm.get_supported_tasks()]
         except Exception as error:
             await self.stop()
             reason = str(error).strip().splitlines()

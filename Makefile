@@ -1,0 +1,62 @@
+# `make serve` and `make test` need Python 3.11, make and a C++ compiler, nothing else.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+CONFIG ?= serve_config.yaml
+TORCH := $(shell grep '^torch==' requirements.lock 2>/dev/null)
+# PyTorch's own index, for machines whose configured indexes have no CPU build.
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+SOURCES := app deployments autoscaler storage tests
+
+.PHONY: help setup models serve test check format lock clean bench-throughput
+.DEFAULT_GOAL := help
+
+help: ## say what there is
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.ready ## create .venv from the lock file and install the project
+
+$(VENV)/.ready: requirements.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed and '$(PYTHON)' is not there: install it, or say make PYTHON=/path/to/python3.11."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "Python 3.11 is needed: say make PYTHON=/path/to/python3.11."; exit 1; }
+	@command -v $${CXX:-g++} >/dev/null || { echo "A C++ compiler is needed and '$${CXX:-g++}' is not there: install g++, or set CXX."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@echo "Installing about 200 packages (4 GB) into $(VENV); this takes a few minutes, once."
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps '$(TORCH)' 2>/dev/null \
+		|| { echo "The configured package indexes have no $(TORCH); taking it from $(TORCH_CPU_INDEX)."; \
+		     $(BIN)/pip install --disable-pip-version-check --no-deps --index-url $(TORCH_CPU_INDEX) '$(TORCH)'; }
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+models: setup ## fetch and prepare the demo models, once
+	@$(BIN)/python -m app.demo.prepare
+
+serve: models ## serve CONFIG (serve_config.yaml) until Ctrl-C
+	@$(BIN)/flashserve serve $(CONFIG)
+
+test: models ## run the whole suite
+	$(BIN)/pytest
+
+check: setup ## formatting, lint, types, import rules
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup ## format and fix what can be fixed
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+bench-throughput: models ## throughput and latency beside stock vLLM and Ray Serve LLM (about half an hour)
+	$(BIN)/python tests/bench/throughput.py
+
+# uv is needed for this alone: pip can't overrule what packages wrongly declare. Its finder needs to see the CPU build.
+UV := uv pip compile pyproject.toml --python-version 3.11 --custom-compile-command "make lock"
+UV_CPU_TORCH := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--extra-index-url $(TORCH_CPU_INDEX))
+lock: ## regenerate both lock files (needs uv)
+	$(UV) --extra cpu --group dev $(UV_CPU_TORCH) --no-emit-find-links --no-emit-index-url -o requirements.lock
+	$(UV) --extra gpu --no-emit-index-url -o requirements-gpu.lock
+
+clean: ## remove the environment, the demo models and everything generated
+	rm -rf $(VENV) .flashserve bench-results *.egg-info

@@ -1,0 +1,52 @@
+"""``flashserve``: the command line."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from app.errors import AppError
+
+cli = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
+console = Console()
+
+ConfigFile = Annotated[Path, typer.Argument(help="Serve config file that names app.builder:build_app")]
+
+
+@cli.command()
+def serve(
+    config_file: ConfigFile = Path("serve_config.yaml"),
+    log_file: Annotated[Path, typer.Option(help="what Ray and the engines print")] = Path(".flashserve/serve.log"),
+) -> None:
+    """Serve the configured models on this machine until Ctrl-C."""
+    from app.launch import check_machine, read_plan, run  # noqa: PLC0415 - keeps --help quick
+
+    plan = read_plan(config_file)
+    check_machine(plan)
+    raise typer.Exit(run(plan, log_file, console))
+
+
+@cli.command()
+def check(config_file: ConfigFile = Path("serve_config.yaml")) -> None:
+    """Check a config file: keys, values, model and adapter files, engine arguments."""
+    from app.builder import check_models  # noqa: PLC0415 - imports Ray
+    from app.launch import read_plan  # noqa: PLC0415
+
+    specs = check_models(read_plan(config_file).config)
+    for spec in specs:
+        adapters = ", ".join(adapter.id for adapter in spec.adapters) or "no adapters"
+        console.print(f"[green]ok[/] {spec.id} ({adapters})", highlight=False)
+
+
+def main() -> None:
+    """Run the command line; an error of ours is one message on standard error and status 1."""
+    try:
+        cli()
+    except AppError as error:
+        Console(stderr=True).print(f"flashserve: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,228 @@
+"""``flashserve serve``: from a configuration file to a service that answers, and back to nothing on Ctrl-C.
+
+Covers: what can be checked before a minute of start-up, the demo models, the ``serve run`` process and everything
+below it. Does not cover: the application (``builder``), what runs inside (``gateway``, ``deployments``).
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import yaml
+from rich.console import Console
+
+from app.config import AppConfig, parse_config
+from app.errors import ConfigError, LaunchError
+
+START_TIMEOUT_S = 600.0
+STOP_TIMEOUT_S = 60.0
+POLL_S = 0.5
+
+# Measured: an engine's two processes and what they import, beside weights and KV cache.
+ENGINE_OVERHEAD_BYTES = 1_500_000_000
+SERVICE_OVERHEAD_BYTES = 2_500_000_000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is about to be started."""
+
+    config_file: Path
+    config: AppConfig
+    host: str
+    port: int
+    route_prefix: str
+
+    @property
+    def url(self) -> str:
+        """Where the service will answer."""
+        return f"http://{self.host}:{self.port}{self.route_prefix.rstrip('/')}"
+
+
+def read_plan(config_file: Path) -> Plan:
+    """Read and check a Serve config file that names FlashServe's builder.
+
+    Raises:
+        ConfigError: the file or something in it is wrong.
+    """
+    try:
+        document = yaml.safe_load(config_file.read_text())
+    except FileNotFoundError as error:
+        raise ConfigError((f"there is no file {config_file}",)) from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError((f"{config_file} can't be read: {reason}",)) from error
+    applications = document.get("applications") if isinstance(document, dict) else None
+    ours = [a for a in applications or () if isinstance(a, dict) and a.get("import_path") == "app.builder:build_app"]
+    if len(ours) != 1:
+        raise ConfigError((f"{config_file}: one application must have import_path: app.builder:build_app",))
+    http = document.get("http_options") or {}
+    return Plan(
+        config_file,
+        parse_config(ours[0].get("args") or {}),
+        http.get("host", "127.0.0.1"),
+        http.get("port", 8000),
+        ours[0].get("route_prefix", "/"),
+    )
+
+
+def check_machine(plan: Plan) -> None:
+    """Check what a start needs of the machine.
+
+    Raises:
+        LaunchError: a sentence that says what is missing.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((plan.host, plan.port))
+        except OSError as error:
+            raise LaunchError(
+                f"Port {plan.port} on {plan.host} can't be used ({error.strerror}): "
+                f"stop what listens there, or set http_options.port in {plan.config_file}."
+            ) from error
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise LaunchError(f"There is no C++ compiler '{compiler}', which vLLM needs on a CPU: install g++ or set CXX.")
+    needed_bytes, free_bytes = memory_needed_bytes(plan.config), psutil.virtual_memory().available
+    if free_bytes < needed_bytes:
+        raise LaunchError(
+            f"{needed_bytes / 1e9:.1f} GB of memory are needed and {free_bytes / 1e9:.1f} GB are free: "
+            "serve fewer models, or lower engine.kv_cache_memory_bytes."
+        )
+
+
+def memory_needed_bytes(config: AppConfig) -> int:
+    """Estimate the host memory that the configured engines on CPUs and the service need."""
+    total_bytes = SERVICE_OVERHEAD_BYTES
+    for model in config.models:
+        pool = config.pool_of(model.id)
+        if pool.num_gpus:
+            continue
+        weights_bytes = sum(file.stat().st_size for file in Path(model.source).expanduser().glob("*.safetensors"))
+        kv_bytes = int(model.engine.get("kv_cache_memory_bytes", 512 * 1024 * 1024))
+        total_bytes += (weights_bytes + kv_bytes + ENGINE_OVERHEAD_BYTES) * pool.min_replicas
+    return total_bytes
+
+
+def run(plan: Plan, log_file: Path, console: Console) -> int:
+    """Serve until Ctrl-C or SIGTERM; return the exit status.
+
+    Raises:
+        LaunchError: the service didn't come up.
+    """
+    with _service(plan, log_file) as process:
+        try:
+            _wait_until_healthy(plan, process, log_file, console)
+            console.print(_greeting(plan), highlight=False, soft_wrap=True)
+            while process.poll() is None:
+                time.sleep(POLL_S)
+        except KeyboardInterrupt:
+            console.print("Stopping …")
+            return 0
+        raise LaunchError(f"The service ended by itself (status {process.returncode}): see {log_file}.")
+
+
+@contextmanager
+def _service(plan: Plan, log_file: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run ``serve run`` with a Ray of its own; at the end, end it and whatever it started."""
+    command = [str(Path(sys.executable).with_name("serve")), "run", str(plan.config_file)]
+    environment = {
+        "RAY_ADDRESS": "local",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+    } | os.environ
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    with log_file.open("wb") as log:
+        # A session of its own: Ctrl-C reaches us alone, and we end the rest in order.
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)  # noqa: S603
+        try:
+            yield process
+        finally:
+            _stop(process)
+            signal.signal(signal.SIGTERM, previous)
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End ``serve run`` in order; then kill what is left of the processes below it."""
+    try:
+        below = psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        below = []
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    _, left = psutil.wait_procs(below, timeout=5)
+    for orphan in left:
+        orphan.kill()
+    psutil.wait_procs(left, timeout=5)
+
+
+def _wait_until_healthy(plan: Plan, process: subprocess.Popen[bytes], log_file: Path, console: Console) -> None:
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    with console.status("Starting Ray …") as status:
+        while time.monotonic() < deadline_s:
+            if process.poll() is not None:
+                raise LaunchError(f"The service ended while it started: {_last_error(log_file)} (see {log_file})")
+            states = _states(plan)
+            if states is not None:
+                if states and all(state == "awake" for state in states.values()):
+                    return
+                failed = [model for model, state in states.items() if state == "failed"]
+                if failed:
+                    raise LaunchError(f"The engine of {', '.join(failed)} failed to start: see {log_file}.")
+                named = ", ".join(f"{model} {state}" for model, state in states.items())
+                status.update(f"Starting engines: {named} …")
+            time.sleep(POLL_S)
+    raise LaunchError(f"The service was not ready after {START_TIMEOUT_S:.0f} s: see {log_file}.")
+
+
+def _states(plan: Plan) -> dict[str, str] | None:
+    try:
+        return httpx.get(f"{plan.url}/health", timeout=10).json()["models"]
+    except (httpx.HTTPError, ValueError, KeyError):
+        return None
+
+
+def _last_error(log_file: Path) -> str:
+    lines = log_file.read_text(errors="replace").splitlines()
+    telling = [line for line in lines if "Error" in line]
+    return (telling or lines or ["it said nothing"])[-1].strip()
+
+
+def _greeting(plan: Plan) -> str:
+    model = plan.config.models[0].id
+    return f"""
+FlashServe answers on {plan.url}
+
+  curl {plan.url}/v1/chat/completions -H 'Content-Type: application/json' \\
+    -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}'
+
+  from openai import OpenAI
+  client = OpenAI(base_url="{plan.url}/v1", api_key="none")
+  answer = client.chat.completions.create(
+      model="{model}", messages=[{{"role": "user", "content": "What is the capital of France?"}}])
+  print(answer.choices[0].message.content)
+
+Ctrl-C stops it.
+"""

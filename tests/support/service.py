@@ -1,0 +1,160 @@
+"""A whole FlashServe for integration tests, started the way the documents say: a Ray head, then ``serve deploy``."""
+
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import yaml
+
+ROOT = Path(__file__).parents[2]
+MODELS = ROOT / ".flashserve" / "models"
+ADAPTERS = ROOT / "app" / "demo" / "adapters"
+CHAT_MODEL = "smollm2-135m-instruct"
+EMBEDDING_MODEL = "all-minilm-l6-v2"
+START_TIMEOUT_S = 300.0
+
+
+def demo_args(**overrides: Any) -> dict[str, Any]:
+    """The application's arguments; float32, so that outputs can be compared with other implementations."""
+    return {
+        "models": [
+            {
+                "id": CHAT_MODEL,
+                "source": str(MODELS / CHAT_MODEL),
+                "engine": {
+                    "dtype": "float32", "max_model_len": 1024, "kv_cache_memory_bytes": 268435456,
+                    "enforce_eager": True,
+                },
+                "lora": {"max_loras": 4, "source": str(ADAPTERS)},
+                "openai": {"tool_call_parser": "hermes", "enable_auto_tool_choice": True},
+            },
+            {
+                "id": EMBEDDING_MODEL,
+                "source": str(MODELS / EMBEDDING_MODEL),
+                "engine": {"runner": "pooling", "dtype": "float32", "enforce_eager": True},
+            },
+        ],
+    } | overrides  # fmt: skip
+
+
+def serve_config(port: int, args: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "http_options": {"host": "127.0.0.1", "port": port},
+        "applications": [
+            {"name": "flashserve", "route_prefix": "/", "import_path": "app.builder:build_app", "args": args}
+        ],
+    }
+
+
+@dataclass(frozen=True)
+class Service:
+    """A running service; ``ray_address`` is for Ray jobs, ``dashboard`` for ``serve status``, in ``environment``."""
+
+    url: str
+    ray_address: str
+    dashboard: str
+    ray_process: psutil.Process
+    environment: dict[str, str]
+
+    def processes(self, name: str) -> list[psutil.Process]:
+        """The service's processes whose title holds ``name``."""
+        return [process for process in self.ray_process.children(recursive=True) if name in title(process)]
+
+
+def title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def clean_environment(**extra: str) -> dict[str, str]:
+    """The environment of a user who has installed the package and nothing else, with a Ray token of the test's own."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "PYTHONPATH"))}
+    defaults = {
+        "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16), "RAY_USAGE_STATS_ENABLED": "0",
+        "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1",
+    }  # fmt: skip
+    return environment | defaults | extra
+
+
+def command(name: str) -> str:
+    return str(Path(sys.executable).with_name(name))
+
+
+@contextmanager
+def ray_head(environment: dict[str, str]) -> Iterator[tuple[subprocess.Popen[bytes], str, str]]:
+    """A Ray head of its own; yields the process, the cluster's address and the dashboard's."""
+    # Short, because a Unix socket's path must be.
+    directory = tempfile.mkdtemp(prefix="fs-", dir="/tmp")
+    port, dashboard_port = free_port(), free_port()
+    log = Path(directory, "head.log").open("wb")  # noqa: SIM115 - as long as the process
+    process = subprocess.Popen(
+        [
+            command("ray"), "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard_port}",
+            f"--temp-dir={directory}", "--num-cpus=8", "--disable-usage-stats",
+        ],
+        env=environment, cwd=directory, start_new_session=True,
+        stdout=log, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        yield process, f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard_port}"
+    finally:
+        below = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        process.terminate()
+        process.wait(60)
+        _, left = psutil.wait_procs(below, timeout=10)
+        for orphan in left:
+            orphan.kill()
+        log.close()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextmanager
+def deployed(args: dict[str, Any], **environment: str) -> Iterator[Service]:
+    """Deploy with ``serve deploy`` from an empty directory, without PYTHONPATH, and wait until every model is awake."""
+    port = free_port()
+    surroundings = clean_environment(**environment)
+    with ray_head(surroundings) as (process, ray_address, dashboard), tempfile.TemporaryDirectory() as empty:
+        # Any answer will do: without a token it is a refusal.
+        _wait(lambda: httpx.get(dashboard).status_code > 0, process, "the Ray dashboard")
+        config = Path(empty, "config.yaml")
+        config.write_text(yaml.safe_dump(serve_config(port, args)))
+        subprocess.run(
+            [command("serve"), "deploy", str(config), "--address", dashboard], cwd=empty, env=surroundings, check=True
+        )
+        url = f"http://127.0.0.1:{port}"
+        _wait(lambda: httpx.get(f"{url}/health", timeout=30).is_success, process, "the service")
+        yield Service(url, ray_address, dashboard, psutil.Process(process.pid), surroundings)
+
+
+def _wait(is_there: Any, process: subprocess.Popen[bytes], what: str) -> None:
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline_s:
+        assert process.poll() is None, f"Ray ended while {what} started"
+        try:
+            if is_there():
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.25)
+    message = f"{what} did not come up within {START_TIMEOUT_S:.0f} s"
+    raise TimeoutError(message)
