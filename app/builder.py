@@ -11,7 +11,7 @@ from ray.serve import Application
 from app.config import AppConfig, ModelConfig, PoolConfig, parse_config
 from app.errors import ConfigError
 from deployments.errors import EngineArgumentError
-from deployments.replica import EngineReplica
+from deployments.replica import ServedEngineReplica
 from deployments.types import AdapterSpec, ModelSpec
 from storage.errors import StorageError
 from storage.source import Adapter, adapters_in, model_directory
@@ -109,7 +109,7 @@ def _pool(pool: PoolConfig, specs: list[ModelSpec], config: AppConfig) -> Applic
     if pool.accelerator_type is not None:
         options["accelerator_type"] = pool.accelerator_type
     deployment = serve.deployment(
-        EngineReplica,
+        ServedEngineReplica,
         name=f"Engines-{pool.name}",
         max_ongoing_requests=pool.max_ongoing_requests,
         max_queued_requests=config.admission.max_queued_requests,

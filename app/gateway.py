@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class Gateway:
-    """Plain class; ``app.builder`` turns it into the ingress deployment."""
+    """Plain class; ``ingress`` is what Serve deploys."""
 
     def __init__(
         self,
@@ -99,8 +99,8 @@ class Gateway:
         if self._building.done():
             self._building.result()
 
-    async def __del__(self) -> None:
-        # Serve calls this by hand when the replica shuts down.
+    async def close(self) -> None:
+        """Close the feeds, which ends what replicas generate for this gateway."""
         self._building.cancel()
         self._streams.close()
 
@@ -152,6 +152,13 @@ async def _as_builtins(result: Any) -> dict[str, Any]:
     return result.model_dump()
 
 
+class ServedGateway(Gateway):
+    """Serve calls ``__del__`` by hand when it shuts a replica down, and awaits it."""
+
+    async def __del__(self) -> None:
+        await self.close()
+
+
 def ingress() -> type:
     """Return the gateway as a class that Serve can deploy as an ingress."""
-    return serve.ingress()(Gateway)
+    return serve.ingress()(ServedGateway)

@@ -22,7 +22,7 @@ from deployments.types import (
 
 
 class EngineReplica:
-    """Plain class; ``app.builder`` turns it into a deployment. Every argument and result is a builtin type."""
+    """Plain class; ``ServedEngineReplica`` is what Serve deploys. Every argument and result is a builtin type."""
 
     def __init__(self, models: list[ModelSpec], make_engine: Callable[[ModelSpec], Engine] | None = None) -> None:
         self._make_engine = make_engine or _vllm_engine
@@ -79,8 +79,8 @@ class EngineReplica:
         for supervisor in self._supervisors.values():
             supervisor.check()
 
-    async def __del__(self) -> None:
-        # Serve calls this by hand when the replica shuts down; nothing else would end the engines' processes in order.
+    async def close(self) -> None:
+        """End every engine with its processes, and the feeds."""
         self._feeds.close()
         await asyncio.gather(*(supervisor.stop() for supervisor in self._supervisors.values()))
 
@@ -92,6 +92,13 @@ class EngineReplica:
 
     def __repr__(self) -> str:
         return f"<EngineReplica {list(self._supervisors.values())!r}>"
+
+
+class ServedEngineReplica(EngineReplica):
+    """What Serve deploys: Serve calls ``__del__`` by hand when it shuts a replica down, and awaits it."""
+
+    async def __del__(self) -> None:
+        await self.close()
 
 
 async def _stream(engine: Engine, request: GenerateRequest, feed: GatewayFeed) -> GenerateSummary:

@@ -1,0 +1,22 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deployments.adapters import AdapterTable
+from deployments.types import AdapterRef
+
+refs = st.builds(
+    AdapterRef,
+    id=st.sampled_from(["a", "b", "c"]),
+    path=st.just("/x"),
+    digest=st.sampled_from(["0" * 64, "1" * 64, "f" * 64]),
+)
+
+
+@given(st.lists(refs))
+def test_an_id_stands_for_one_content_and_never_changes(asked: list[AdapterRef]) -> None:
+    table = AdapterTable()
+    first = [(table.engine_name(ref), table.int_id(ref)) for ref in asked]
+    again = [(table.engine_name(ref), table.int_id(ref)) for ref in asked]
+    assert first == again
+    assert len(set(first)) == len({name for name, _ in first}) == len({number for _, number in first})
+    assert all(number > 0 for _, number in first)

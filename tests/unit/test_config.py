@@ -1,0 +1,66 @@
+from typing import Any
+
+import pytest
+import yaml
+
+from app.config import AppConfig, parse_config
+from app.errors import ConfigError
+from tests.support.service import ROOT
+
+MODEL = {"id": "m", "source": "somewhere"}
+
+
+def args(**changes: Any) -> dict[str, Any]:
+    return {"models": [MODEL]} | changes
+
+
+def test_a_model_is_enough() -> None:
+    config = parse_config(args())
+    assert config.pool_of("m").name == "default"
+
+
+def test_the_shipped_file_is_valid() -> None:
+    document = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    assert isinstance(parse_config(document["applications"][0]["args"]), AppConfig)
+
+
+@pytest.mark.parametrize(
+    ("broken", "expected"),
+    [
+        (args(modles=[]), "modles: there is no such key; did you mean 'models'?"),
+        ({"models": [{"id": "m", "sorce": "x"}]}, "models[0].sorce: there is no such key; did you mean 'source'?"),
+        ({"models": [{"id": "m", "sorce": "x"}]}, "models[0].source: this key is required"),
+        ({"models": [MODEL | {"lora": {"max_lora": 1}}]}, "models[0].lora.max_lora: there is no such key; did you"),
+        ({"models": [MODEL | {"lora": {"max_loras": 0}}]}, "models[0].lora.max_loras: input should be greater"),
+        ({"models": [MODEL | {"lora": {"max_rank": 9}}]}, "models[0].lora.max_rank: input should be 1, 8, 16"),
+        ({"models": [MODEL | {"id": "../etc"}]}, "models[0].id: string should match pattern"),
+        ({"models": [MODEL | {"openai": {"enable_auto_tool_choice": True}}]}, "models[0].openai: enable_auto_tool"),
+        ({"models": []}, "models: list should have at least 1 item"),
+        ({"models": [MODEL, MODEL]}, "models[1].id: 'm' is given twice"),
+        (args(pools=[{"models": ["n"]}]), "pools[0].models: there is no model 'n'; did you mean 'm'?"),
+        (args(pools=[{"models": []}]), "models[0].id: no pool hosts 'm'"),
+        (args(pools=[{"models": 7}]), "pools[0].models: "),
+        (args(pools=[{"min_replicas": 2}]), "pools[0]: min_replicas (2) is more than max_replicas (1)"),
+        (args(pools=[{"name": "a"}, {"name": "a"}]), "pools[1].name: 'a' is given twice"),
+        (args(gateway={"replicas": "many"}), "gateway.replicas: input should be a valid integer"),
+        (args(gateway=None), "gateway: "),
+        (None, "args: input should be a valid dictionary"),
+        ([], "args: input should be a valid dictionary"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named(broken: Any, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(broken)
+    assert any(problem.startswith(expected) for problem in caught.value.problems), caught.value.problems
+
+
+def test_every_problem_is_reported_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config({"models": [{"id": "m"}, {"source": "x", "lroa": None}], "pool": []})
+    assert len(caught.value.problems) == 4
+
+
+def test_the_first_pool_that_hosts_a_model_serves_it() -> None:
+    pools = [{"name": "a", "models": ["other"]}, {"name": "b", "models": "*"}, {"name": "c", "models": ["m"]}]
+    config = parse_config({"models": [MODEL, MODEL | {"id": "other"}], "pools": pools})
+    assert [config.pool_of(model).name for model in ("m", "other")] == ["b", "a"]
