@@ -26,7 +26,7 @@ from app.responses import error_answer
 from app.routes import build_http_app
 from app.streams import TokenStreams
 from deployments.engine_args import engine_config
-from deployments.types import AdapterRef, ModelSpec
+from deployments.types import AdapterRef, EngineDescription, ModelSpec
 
 logger = logging.getLogger(__name__)
 
@@ -57,12 +57,13 @@ class Gateway:
         """See ``routes.Service.layer``."""
         return await asyncio.shield(self._building)
 
-    async def health(self) -> dict[str, str]:
-        """See ``routes.Service.health``."""
-        states: dict[str, str] = {}
-        for handle in {id(handle): handle for handle in self._pools.values()}.values():
-            states |= {model: engine["state"] for model, engine in (await handle.describe.remote()).items()}
-        return states
+    async def engines(self) -> dict[str, EngineDescription]:
+        """See ``routes.Service.engines``."""
+        handles = {handle.deployment_id: handle for handle in self._pools.values()}.values()
+        described: dict[str, EngineDescription] = {}
+        for engines in await asyncio.gather(*(_described(handle) for handle in handles)):
+            described |= engines
+        return described
 
     async def metrics(self) -> str:
         """See ``routes.Service.metrics``."""
@@ -140,6 +141,10 @@ class Gateway:
 
     def __repr__(self) -> str:
         return f"<Gateway {[spec.id for spec in self._specs]}, {self._streams!r}>"
+
+
+async def _described(handle: Any) -> dict[str, EngineDescription]:
+    return await handle.describe.remote()
 
 
 async def _as_builtins(result: Any) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from app.errors import RETRY_AFTER_S, AppError, BodyTooLargeError, ModelNotFound
 from app.openai_layer import OpenAILayer, Operation
 from app.responses import error_answer
 from deployments.errors import DeploymentError
+from deployments.types import EngineDescription
 
 _RETRYABLE = {429, 503}
 _ERROR_EVENT = 'data: {"error"'
@@ -37,8 +38,8 @@ class Service(Protocol):
         """Return the OpenAI layer, waiting until the models' engines have been reached once."""
         ...
 
-    async def health(self) -> dict[str, str]:
-        """Return each model's state."""
+    async def engines(self) -> dict[str, EngineDescription]:
+        """Return each model's engine, as one of its replicas describes it."""
         ...
 
     async def metrics(self) -> str:
@@ -110,9 +111,13 @@ def _add_service_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/health", responses={503: {}})
     async def health() -> JSONResponse:
-        states = await service.health()
+        states = {model: engine["state"] for model, engine in (await service.engines()).items()}
         healthy = all(state == "awake" for state in states.values())
         return JSONResponse({"status": "ok" if healthy else "unavailable", "models": states}, 200 if healthy else 503)
+
+    @app.get("/admin/models")
+    async def admin_models() -> dict[str, dict[str, EngineDescription]]:
+        return {"models": await service.engines()}
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> str:

@@ -39,6 +39,10 @@ class Engine(Protocol):
         """Return vLLM's task names: ``generate``, ``embed``, …."""
         ...
 
+    def unfinished(self) -> int:
+        """Return how many sequences and prompts the engine has in hand."""
+        ...
+
     async def stop(self) -> None:
         """End the engine and its processes; harmless when it is not running."""
         ...

@@ -70,6 +70,10 @@ class FakeEngine:
         """See ``Engine.supported_tasks``."""
         return ["generate", "embed"]
 
+    def unfinished(self) -> int:
+        """See ``Engine.unfinished``."""
+        return len(self.running)
+
     async def stop(self) -> None:
         """See ``Engine.stop``."""
         self._alive = False

@@ -48,6 +48,9 @@ class EngineReplica:
         forget = feed.on_lost(work.cancel)
         try:
             return await work
+        except EngineDiedError:
+            self._supervisor(request["model_id"]).notice_death()
+            raise
         except asyncio.CancelledError:
             if feed.lost:
                 raise FeedError(feed.address, "the gateway went away") from None

@@ -5,6 +5,7 @@ themselves (``replica``) and what an engine is (``engine``).
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -33,6 +34,7 @@ class EngineSupervisor:
         self._started_in_s: float | None = None
         self._restarts = 0
         self._settled = asyncio.Event()  # awake, failed or stopped: nothing to wait for
+        self._died = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def run(self) -> None:
@@ -58,12 +60,23 @@ class EngineSupervisor:
             "supported_tasks": self._engine.supported_tasks() if self._engine and self._state == "awake" else [],
             "started_in_s": self._started_in_s,
             "restarts": self._restarts,
+            "requests": self._engine.unfinished() if self._engine else 0,
         }
 
     def check(self) -> None:
         """Raise ``EngineUnavailableError`` when the engine failed and can't be repaired here."""
         if self._state == "failed":
             raise EngineUnavailableError(self.model_id, self._reason or "its engine failed")
+
+    def notice_death(self) -> bool:
+        """Look whether the engine has died; if so, it is no longer handed out and is being started again."""
+        try:
+            if self._engine is not None and self._state == "awake":
+                self._engine.check()
+        except EngineDiedError:
+            self._set("starting", "its engine died and is being started again")
+            self._died.set()
+        return self._died.is_set()
 
     async def stop(self) -> None:
         """End the engine; later calls of ``engine`` raise."""
@@ -78,16 +91,17 @@ class EngineSupervisor:
         failed_starts = 0
         while failed_starts < MAX_STARTS:
             started_s = time.monotonic()
-            if not await self._start():
+            engine = await self._start()
+            if engine is None:
                 failed_starts += 1
                 continue
-            await self._until_dead()
+            await self._until_dead(engine)
             self._restarts += 1
             long_lived = time.monotonic() - started_s > FORGIVE_AFTER_S
             failed_starts = 0 if long_lived else failed_starts + 1
         self._set("failed", self._reason)
 
-    async def _start(self) -> bool:
+    async def _start(self) -> Engine | None:
         self._set("starting", self._reason)
         self._engine = engine = self._make_engine()
         begin_s = time.monotonic()
@@ -96,23 +110,19 @@ class EngineSupervisor:
         except EngineStartError as error:
             logger.exception("engine of %s failed to start", self.model_id)
             self._reason = error.reason
-            return False
+            return None
         self._started_in_s = time.monotonic() - begin_s
         logger.info("engine of %s awake after %.1f s", self.model_id, self._started_in_s)
+        self._died.clear()
         self._set("awake", None)
-        return True
+        return engine
 
-    async def _until_dead(self) -> None:
-        engine = self._engine
-        assert engine is not None  # noqa: S101 - _start has just set it
-        while True:
-            try:
-                engine.check()
-            except EngineDiedError:
-                break
-            await asyncio.sleep(CHECK_PERIOD_S)
+    async def _until_dead(self, engine: Engine) -> None:
+        while self.notice_death() is False:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CHECK_PERIOD_S):
+                    await self._died.wait()
         logger.error("engine of %s died, starting it again", self.model_id)
-        self._set("starting", "its engine died and is being started again")
         await engine.stop()
 
     def _set(self, state: EngineState, reason: str | None) -> None:

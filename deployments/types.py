@@ -4,7 +4,9 @@ Everything a request carries is a builtin type, so neither side unpickles the ot
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired
+
+from typing_extensions import TypedDict
 
 EngineState = Literal["starting", "awake", "failed", "stopped"]
 
@@ -88,10 +90,14 @@ class Embedding(TypedDict):
 
 
 class EngineDescription(TypedDict):
-    """What a replica says of one of its engines. ``started_in_s`` is the last start's duration in seconds."""
+    """What a replica says of one of its engines.
+
+    ``started_in_s`` is the last start's duration in seconds, ``requests`` how many sequences the engine has in hand.
+    """
 
     state: EngineState
     reason: str | None
     supported_tasks: list[str]
     started_in_s: float | None
     restarts: int
+    requests: int

@@ -106,6 +106,10 @@ class VllmEngine:
         """See ``Engine.supported_tasks``."""
         return self._tasks
 
+    def unfinished(self) -> int:
+        """See ``Engine.unfinished``."""
+        return 0 if self._llm is None else int(self._llm.get_num_unfinished_requests())
+
     async def stop(self) -> None:
         """See ``Engine.stop``."""
         llm, self._llm = self._llm, None

@@ -1,0 +1,112 @@
+"""Clients that go away, engines that die, what Serve says about it."""
+
+import asyncio
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from openai import OpenAI
+
+from tests.support.service import CHAT_MODEL, EMBEDDING_MODEL, Service, command
+
+QUESTION = [{"role": "user", "content": "Tell me a very long story about a fox."}]
+LONG = {"model": CHAT_MODEL, "messages": QUESTION, "max_tokens": 900, "ignore_eos": True, "temperature": 0}
+
+
+def running(service: Service) -> int:
+    """Sequences that the chat model's engine has in hand."""
+    return int(httpx.get(f"{service.url}/admin/models").json()["models"][CHAT_MODEL]["requests"])
+
+
+def until(holds: Callable[[], Any], within_s: float) -> float:
+    begin_s = time.monotonic()
+    while not holds():
+        assert time.monotonic() - begin_s < within_s, f"did not hold within {within_s} s"
+        time.sleep(0.02)
+    return time.monotonic() - begin_s
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_client_that_leaves_a_stream_stops_its_generation(service: Service, n: int) -> None:
+    body = LONG | {"stream": True, "n": n, "temperature": 1}
+    with httpx.stream("POST", f"{service.url}/v1/chat/completions", json=body, timeout=60) as response:
+        lines = response.iter_lines()  # kept: httpx closes the response with its iterator
+        next(lines)
+        assert running(service) == n
+    until(lambda: running(service) == 0, within_s=1.0)
+
+
+def test_a_client_that_leaves_before_its_answer_stops_its_generation(service: Service) -> None:
+    async def ask_and_leave() -> None:
+        async with httpx.AsyncClient() as client:
+            call = asyncio.ensure_future(client.post(f"{service.url}/v1/chat/completions", json=LONG, timeout=60))
+            await asyncio.to_thread(until, lambda: running(service) == 1, 20)
+            call.cancel()
+            await asyncio.gather(call, return_exceptions=True)
+
+    asyncio.run(ask_and_leave())
+    until(lambda: running(service) == 0, within_s=1.0)
+
+
+def test_a_stop_string_ends_the_generation_too(service: Service, client: OpenAI) -> None:
+    answer = client.chat.completions.create(**_without_extra(LONG), stop=[" "])
+    assert answer.choices[0].finish_reason == "stop"
+    until(lambda: running(service) == 0, within_s=1.0)
+
+
+@pytest.mark.parametrize("victim", ["EngineCore", "Worker"])
+def test_an_engine_that_dies_fails_its_streams_clearly_and_is_repaired(
+    service: Service, client: OpenAI, victim: str
+) -> None:
+    replica_pids = {process.pid for process in service.processes("Engines-default")}
+    with client.chat.completions.create(stream=True, extra_body={"ignore_eos": True}, **_without_extra(LONG)) as stream:
+        next(iter(stream))
+        _of_the_chat_model(service, victim).kill()
+        with pytest.raises(Exception, match="ended while it worked on this request"):
+            list(stream)
+    assert httpx.get(f"{service.url}/health").status_code == 503
+    embedded = client.embeddings.create(model=EMBEDDING_MODEL, input="still here")
+    assert embedded.data, "the other model's engine is not touched"
+    until(lambda: httpx.get(f"{service.url}/health").status_code == 200, within_s=180)
+    answer = client.chat.completions.create(model=CHAT_MODEL, messages=QUESTION, max_tokens=3)
+    assert answer.usage.completion_tokens == 3
+    assert {process.pid for process in service.processes("Engines-default")} == replica_pids
+
+
+def test_serve_status_says_running(service: Service) -> None:
+    done = subprocess.run(
+        [command("serve"), "status", "--address", service.dashboard],
+        env=service.environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "status: RUNNING" in done.stdout
+    assert "Engines-default" in done.stdout
+    assert "Gateway" in done.stdout
+
+
+def test_every_model_has_metrics_of_its_own(service: Service, client: OpenAI) -> None:
+    client.chat.completions.create(model=CHAT_MODEL, messages=QUESTION, max_tokens=3)
+    client.embeddings.create(model=EMBEDDING_MODEL, input="count me")
+
+    def counted() -> bool:
+        lines = httpx.get(f"{service.url}/metrics", timeout=30).text.splitlines()
+        prompts = [line for line in lines if line.startswith("ray_vllm_prompt_tokens_total{")]
+        return all(any(f'model_name="{model}"' in line for line in prompts) for model in (CHAT_MODEL, EMBEDDING_MODEL))
+
+    until(counted, within_s=60)
+
+
+def _without_extra(body: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in body.items() if key != "ignore_eos"}
+
+
+def _of_the_chat_model(service: Service, name: str) -> psutil.Process:
+    """The chat model is the larger one; an engine core is its worker's parent."""
+    worker = max(service.processes("VLLM::Worker"), key=lambda process: process.memory_info().rss)
+    return worker if name == "Worker" else worker.parent()
