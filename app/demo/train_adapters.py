@@ -13,7 +13,7 @@ from typing import Annotated, Any, NamedTuple
 
 import torch
 import typer
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from rich.console import Console
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -117,8 +117,6 @@ def _batches(samples: list[_Sample], epoch: int) -> Iterator[dict[str, Any]]:
 
 def _write(network: Any, config: LoraConfig, adapter: DemoAdapter) -> None:
     """Write PEFT's layout by hand: its own writer adds a model card and the path of the base model."""
-    from peft import get_peft_model_state_dict
-
     adapter.path.mkdir(parents=True, exist_ok=True)
     weights = get_peft_model_state_dict(network)
     half = {name: weight.detach().to(torch.bfloat16).contiguous() for name, weight in sorted(weights.items())}
