@@ -187,7 +187,7 @@ def _receive_http(transfer: _Transfer, file: BinaryIO) -> Iterator[int]:
         _check_status(response, transfer.wheel, file)
         if not _continues(response, start_bytes):
             _restart(file)
-        for chunk in response.iter_raw(_CHUNK_BYTES):
+        for chunk in response.iter_raw():
             file.write(chunk)
             yield file.tell()
             if file.tell() > transfer.wheel.size_bytes:

@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 from app.demo.catalog import Wheel
 from app.demo.errors import FetchError
 
-_LINK = re.compile(r"^\s*Found link (?P<url>\S+)", re.MULTILINE)
+_LINK = re.compile(r"^\s*Found link (\S+?),? (?:\(|version:)", re.MULTILINE)
 _LOOKUP_TIMEOUT_S = 120.0
 
 
