@@ -120,7 +120,9 @@ def _write(network: Any, config: LoraConfig, adapter: DemoAdapter) -> None:
     adapter.path.mkdir(parents=True, exist_ok=True)
     weights = get_peft_model_state_dict(network)
     half = {name: weight.detach().to(torch.bfloat16).contiguous() for name, weight in sorted(weights.items())}
-    save_file(half, adapter.path / "adapter_model.safetensors", metadata={"format": "pt"})
+    weights_path = adapter.path / "adapter_model.safetensors"
+    save_file(half, weights_path, metadata={"format": "pt"})
+    weights_path.chmod(0o644)  # safetensors lets only the owner read
     content = config.to_dict() | {
         "base_model_name_or_path": adapter.base_model,
         "inference_mode": True,
