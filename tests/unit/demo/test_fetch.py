@@ -4,15 +4,12 @@ import hashlib
 import io
 import pickle
 import random
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from rich.console import Console
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "support"))
 from range_server import Served, serve
+from rich.console import Console
 from tiny_wheel import TinyWheel
 
 from app.demo.catalog import MODELS, Wheel

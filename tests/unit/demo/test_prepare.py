@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "support"))
 from tiny_wheel import TinyWheel
 
 from app.demo.errors import PrepareError
