@@ -24,6 +24,10 @@ def serve(
 
     plan = read_plan(config_file)
     check_machine(plan)
+    with console.status("Checking the configuration …"):
+        from app.builder import check_models  # noqa: PLC0415 - imports Ray and vLLM
+
+        check_models(plan.config)
     raise typer.Exit(run(plan, log_file, console))
 
 

@@ -29,6 +29,9 @@ START_TIMEOUT_S = 600.0
 STOP_TIMEOUT_S = 60.0
 POLL_S = 0.5
 
+# What `serve run` logs, and goes on running, when the application fails.
+DEPLOYMENT_FAILED = "failed with exception"
+
 # Measured: an engine's two processes and what they import, beside weights and KV cache.
 ENGINE_OVERHEAD_BYTES = 1_500_000_000
 SERVICE_OVERHEAD_BYTES = 2_500_000_000
@@ -184,6 +187,8 @@ def _wait_until_healthy(plan: Plan, process: subprocess.Popen[bytes], log_file: 
         while time.monotonic() < deadline_s:
             if process.poll() is not None:
                 raise LaunchError(f"The service ended while it started: {_last_error(log_file)} (see {log_file})")
+            if DEPLOYMENT_FAILED in log_file.read_text(errors="replace"):
+                raise LaunchError(f"The service could not be deployed: {_last_error(log_file)} (see {log_file})")
             states = _states(plan)
             if states is not None:
                 if states and all(state == "awake" for state in states.values()):
