@@ -66,7 +66,7 @@ class LoadGenerator:
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
         if answer.strip() or not answer:
-            reason = json.loads(answer) if answer else f"it ended; see {self._log_file}"
+            reason = json.loads(answer) if answer else "it ended:\n" + self._log_file.read_text()[-2000:]
             raise LoadError(f"The load generator could not measure {base_url}: {reason}")
         return parse_result(json.loads(self._result_file.read_text()), load)
 

@@ -5,6 +5,7 @@ process of its own, else `VLLM::EngineCore…`, in which case the scheduler's ti
 """
 
 import contextlib
+import time
 from dataclasses import dataclass
 
 import psutil
@@ -57,6 +58,14 @@ def cpu_between(before: CpuSnapshot, after: CpuSnapshot) -> CpuUse:
         else:
             outside_s += used_s
     return CpuUse(compute_s, outside_s, compute_title)
+
+
+def idle_cores(root_pid: int, period_s: float) -> float:
+    """How many cores the processes below `root_pid` keep busy, over `period_s` seconds in which nobody asks them."""
+    before = read_cpu(root_pid)
+    time.sleep(period_s)
+    use = cpu_between(before, read_cpu(root_pid))
+    return (use.compute_s + use.outside_s) / period_s
 
 
 def freeze(root_pid: int) -> None:

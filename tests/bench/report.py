@@ -24,13 +24,23 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Target:
-    """A value to reach: at least ("min") or at most ("max") `value`, in the unit of the result."""
+    """A value to reach: at least ("min") or at most ("max") `value`, in the unit of the result.
+
+    If it is `strict`, reaching `value` exactly is not enough.
+    """
 
     value: float
     direction: Literal["min", "max"]
+    strict: bool = False
+
+    def __str__(self) -> str:
+        sign = {("min", False): "≥", ("min", True): ">", ("max", False): "≤", ("max", True): "<"}
+        return f"{sign[self.direction, self.strict]} {self.value:g}"
 
     def met_by(self, measured: float) -> bool:
-        """Reaching the value exactly counts."""
+        """Whether the measured value is on the right side."""
+        if self.strict and measured == self.value:
+            return False
         return measured >= self.value if self.direction == "min" else measured <= self.value
 
 
@@ -147,7 +157,7 @@ def table_row(result: Result) -> list[str]:
     interval = f"{result.interval[0]:.4g} to {result.interval[1]:.4g}" if result.interval else "-"
     target, met = "-", "-"
     if result.target:
-        target = f"{'≥' if result.target.direction == 'min' else '≤'} {result.target.value:g}"
+        target = str(result.target)
         met = "yes" if result.target.met_by(result.value) else "NO"
     return [
         result.name,
