@@ -37,6 +37,7 @@ STOP_GRACE_S = 30
 SETTLE_S = 2
 POLL_S = 0.5
 LOG_TAIL_LINES = 15
+DEPLOYMENT_FAILED = "failed with exception"
 # Serve's own limits must not be what is measured; no run has more requests at a time.
 MAX_ONGOING_REQUESTS = 256
 # Ray counts CPUs only to place actors; a small machine would otherwise refuse Ray Serve LLM's three.
@@ -116,6 +117,8 @@ def server_environment(work_dir: Path) -> dict[str, str]:
         # Short, since the paths of Ray's sockets must stay below 108 characters.
         "RAY_TMPDIR": str(work_dir),
         "PYTHONUNBUFFERED": "1",
+        # Ray's workers would import whichever checkout is installed.
+        "PYTHONPATH": str(REPOSITORY),
     }
 
 
@@ -149,17 +152,15 @@ def ray_llm_command(model_dir: Path, port: int, work_dir: Path) -> list[str]:
 def flashserve_command(model_dir: Path, port: int, work_dir: Path) -> list[str]:
     """This project, started as its users start it."""
     config = work_dir / "flashserve.yaml"
-    config.write_text(yaml.safe_dump(flashserve_config(model_dir, port, work_dir)))
+    config.write_text(yaml.safe_dump(flashserve_config(model_dir, port)))
     return [str(Path(sys.executable).parent / "serve"), "run", "--address", "local", str(config)]
 
 
-def flashserve_config(model_dir: Path, port: int, work_dir: Path) -> dict[str, Any]:
-    """What `serve_config.yaml` would say; the model stays awake, since waking is another bench's business."""
-    model = {"id": model_dir.name, "source": str(model_dir), "engine": ENGINE_ARGS, "keep_awake_s": 86400}
+def flashserve_config(model_dir: Path, port: int) -> dict[str, Any]:
+    """What `serve_config.yaml` would say."""
     args = {
-        "models": [model],
+        "models": [{"id": model_dir.name, "source": str(model_dir), "engine": ENGINE_ARGS}],
         "pools": [{"name": "default", "num_gpus": 0, "min_replicas": 1, "max_replicas": 1, "models": "*"}],
-        "storage": {"disk_dir": str(work_dir / "snapshots")},
     }
     application = {"name": "flashserve", "route_prefix": "/", "import_path": "app.builder:build_app", "args": args}
     return {"http_options": {"host": HOST, "port": port}, "applications": [application]}
@@ -181,6 +182,9 @@ def wait_until_ready(server: Server, supervisor: subprocess.Popen[bytes]) -> Non
             raise ServerError(
                 f"{server.name} ended with code {supervisor.returncode} before it was ready.{tail(server)}"
             )
+        # `serve run` stays when its application fails.
+        if DEPLOYMENT_FAILED in server.log_file.read_text(errors="replace"):
+            raise ServerError(f"{server.name} could not deploy its application.{tail(server)}")
         try:
             reply = httpx.post(f"{server.base_url}/v1/completions", json=request, timeout=START_DEADLINE_S)
             if reply.is_success:
