@@ -158,8 +158,10 @@ def flashserve_command(model_dir: Path, port: int, work_dir: Path) -> list[str]:
 
 def flashserve_config(model_dir: Path, port: int) -> dict[str, Any]:
     """What `serve_config.yaml` would say."""
+    # Whether there are adapters is said by the model's `lora` section, which is left out here.
+    engine = {key: value for key, value in ENGINE_ARGS.items() if key != "enable_lora"}
     args = {
-        "models": [{"id": model_dir.name, "source": str(model_dir), "engine": ENGINE_ARGS}],
+        "models": [{"id": model_dir.name, "source": str(model_dir), "engine": engine}],
         "pools": [{"name": "default", "num_gpus": 0, "min_replicas": 1, "max_replicas": 1, "models": "*"}],
     }
     application = {"name": "flashserve", "route_prefix": "/", "import_path": "app.builder:build_app", "args": args}

@@ -143,7 +143,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     """Returns the exit code: 1 if it could not measure."""
-    arguments, console = parse_arguments(), Console()
+    # Where no terminal says otherwise, wide enough for the table.
+    arguments, console = parse_arguments(), Console(width=None if sys.stdout.isatty() else 140)
     loads = QUICK_LOADS if arguments.quick else LOADS
     with ExitStack() as stack:
         work_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fs-", ignore_cleanup_errors=True)))
