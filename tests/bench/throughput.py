@@ -19,9 +19,9 @@ from pathlib import Path
 
 from loadgen import Load, LoadError, LoadGenerator
 from process_tree import cpu_between, freeze, idle_cores, read_cpu
-from report import RESULTS_DIR, make_report, print_report, write_report
+from report import RESULTS_DIR, make_report, print_report, wide_console, write_report
 from rich.console import Console
-from servers import DEFAULT_MODEL_DIR, Server, ServerError, started
+from servers import DEFAULT_MODEL_DIR, SETTLE_S, Server, ServerError, started
 from throughput_plot import plot
 from throughput_samples import BATCH, SINGLE, STOCK, TITLES, Sample, summarize
 
@@ -43,7 +43,7 @@ class Bench:
     servers: list[Server] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    compute_titles: dict[str, str] = field(default_factory=dict)
+    worker_titles: dict[str, str] = field(default_factory=dict)
 
     def warm_up(self) -> None:
         """Runs that are not counted: the first ones after a start are much slower."""
@@ -54,6 +54,7 @@ class Bench:
                     for load in self.loads:
                         # Seeds apart from the rounds', else these prompts would be in the prefix cache.
                         self.generator.run(server.base_url, server.model_id, self.model_dir, load, 1_000_000 + run)
+                time.sleep(SETTLE_S)
                 cores = idle_cores(server.supervisor_pid, IDLE_PERIOD_S)
             self.notes.append(f"{TITLES[server.name]} uses {cores:.2f} cores while idle; stopped while another ran.")
 
@@ -73,7 +74,7 @@ class Bench:
         before = read_cpu(server.supervisor_pid)
         result = self.generator.run(server.base_url, server.model_id, self.model_dir, load, seed=round_index)
         cpu = cpu_between(before, read_cpu(server.supervisor_pid))
-        self.compute_titles[server.name] = cpu.compute_title
+        self.worker_titles[server.name] = cpu.worker_title
         return Sample(
             round_index=round_index,
             server=server.name,
@@ -81,7 +82,8 @@ class Bench:
             output_tokens_per_s=result.output_tokens_per_s,
             ttft_ms=result.ttft_ms,
             tpot_ms=result.tpot_ms,
-            outside_cpu_ms_per_token=1000 * cpu.outside_s / result.output_tokens,
+            outside_worker_cpu_ms_per_token=1000 * cpu.outside_worker_s / result.output_tokens,
+            serving_cpu_ms_per_token=1000 * cpu.serving_s / result.output_tokens,
         )
 
 
@@ -103,7 +105,7 @@ def start_servers(bench: Bench, names: list[str], work_dir: Path, stack: ExitSta
             if name == STOCK:
                 raise
             bench.console.print(str(error), markup=False, style="yellow")
-            bench.notes.append(f"{TITLES[name]} is left out: {str(error).splitlines()[0]}")
+            bench.notes.append(f"{TITLES[name]} is left out: {error.reason}")
         else:
             freeze(server.supervisor_pid)
             bench.servers.append(server)
@@ -111,7 +113,7 @@ def start_servers(bench: Bench, names: list[str], work_dir: Path, stack: ExitSta
 
 def finish(bench: Bench) -> None:
     """Writes the result file and the picture, prints the table."""
-    for name, title in bench.compute_titles.items():
+    for name, title in bench.worker_titles.items():
         bench.notes.append(f'{TITLES[name]}: processes titled "{title}…" are taken as the worker.')
     report = make_report(NAME, summarize(bench.samples), bench.notes)
     machine = report.machine
@@ -143,7 +145,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     """Returns the exit code: 1 if it could not measure."""
-    arguments, console = parse_arguments(), Console()
+    arguments, console = parse_arguments(), wide_console()
     loads = QUICK_LOADS if arguments.quick else LOADS
     with ExitStack() as stack:
         work_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fs-", ignore_cleanup_errors=True)))
