@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from report import RESULTS_DIR, make_report, print_report, wide_console, write_r
 from rich.console import Console
 from servers import DEFAULT_MODEL_DIR, SETTLE_S, Server, ServerError, started
 from throughput_plot import plot
-from throughput_samples import BATCH, SINGLE, STOCK, TITLES, Sample, summarize
+from throughput_samples import BATCH, FLASHSERVE, SINGLE, STOCK, TITLES, Sample, summarize
 
 NAME = "throughput"
 LOADS = (Load(concurrency=BATCH, prompts=48), Load(concurrency=SINGLE, prompts=8))
@@ -47,8 +47,8 @@ class Bench:
 
     def warm_up(self) -> None:
         """Runs that are not counted: the first ones after a start are much slower."""
-        for server in self.servers:
-            with server.running():
+        for server in list(self.servers):
+            with self.left_out_if_failing(server), server.running():
                 for run in range(WARM_UP_RUNS):
                     self.console.print(f"warm-up {run + 1} of {WARM_UP_RUNS}: {TITLES[server.name]}")
                     for load in self.loads:
@@ -56,18 +56,35 @@ class Bench:
                         self.generator.run(server.base_url, server.model_id, self.model_dir, load, 1_000_000 + run)
                 time.sleep(SETTLE_S)
                 cores = idle_cores(server.supervisor_pid, IDLE_PERIOD_S)
-            self.notes.append(f"{TITLES[server.name]} uses {cores:.2f} cores while idle; stopped while another ran.")
+                self.notes.append(
+                    f"{TITLES[server.name]} uses {cores:.2f} cores while idle; stopped while another ran."
+                )
 
     def measure(self, rounds: int) -> None:
         """All rounds, with the time that is left."""
         started_s = time.monotonic()
         turns = list(rotated_turns(self.servers, rounds))
         for done, (round_index, server) in enumerate(turns):
+            if server not in self.servers:
+                continue
             each_s = (time.monotonic() - started_s) / done if done else None
             left = f"about {each_s * (len(turns) - done) / 60:.1f} min left" if each_s else "time left not known yet"
             self.console.print(f"round {round_index + 1} of {rounds}: {TITLES[server.name]}, {left}")
-            with server.running():
+            with self.left_out_if_failing(server), server.running():
                 self.samples += [self.measure_once(server, load, round_index) for load in self.loads]
+
+    @contextmanager
+    def left_out_if_failing(self, server: Server) -> Iterator[None]:
+        """A server that fails a run loses its rows, and the report says so; without stock vLLM nothing is left."""
+        try:
+            yield
+        except LoadError as error:
+            if server.name == STOCK:
+                raise
+            self.console.print(f"{TITLES[server.name]}: {error}", markup=False, style="yellow")
+            self.servers.remove(server)
+            self.samples = [sample for sample in self.samples if sample.server != server.name]
+            self.notes.append(f"{TITLES[server.name]} is left out: {error}")
 
     def measure_once(self, server: Server, load: Load, round_index: int) -> Sample:
         """One run of the load generator, with the processor time it cost the server."""
@@ -144,7 +161,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Returns the exit code: 1 if it could not measure."""
+    """Returns the exit code: 1 if it could not measure stock vLLM, or FlashServe where it should."""
     arguments, console = parse_arguments(), wide_console()
     loads = QUICK_LOADS if arguments.quick else LOADS
     with ExitStack() as stack:
@@ -158,7 +175,8 @@ def main() -> int:
             console.print(f"Could not measure: {error}", markup=False, style="red")
             return 1
         finish(bench)
-    return 0
+    measured = {server.name for server in bench.servers}
+    return 1 if FLASHSERVE in arguments.only and FLASHSERVE not in measured else 0
 
 
 if __name__ == "__main__":
