@@ -16,7 +16,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 
 class LoadError(RuntimeError):
@@ -67,7 +67,7 @@ class LoadGenerator:
         answer = self._process.stdout.readline()
         if answer.strip() or not answer:
             reason = json.loads(answer) if answer else "it ended:\n" + self._log_file.read_text()[-2000:]
-            raise LoadError(f"The load generator could not measure {base_url}: {reason}")
+            raise LoadError(f"the load generator failed: {reason}")
         return parse_result(json.loads(self._result_file.read_text()), load)
 
     def __enter__(self) -> Self:
@@ -100,13 +100,14 @@ def bench_arguments(base_url: str, model_id: str, tokenizer_dir: Path, load: Loa
         "--ready-check-timeout-sec": 0,
     }
     arguments = [str(part) for option in options.items() for part in option]
-    return [*arguments, "--ignore-eos", "--disable-tqdm", "--save-result"]
+    return [*arguments, "--ignore-eos", "--disable-tqdm", "--save-result", "--save-detailed"]
 
 
-def parse_result(result: dict[str, float], load: Load) -> LoadResult:
+def parse_result(result: dict[str, Any], load: Load) -> LoadResult:
     """Reads what `--save-result` wrote."""
     if result["completed"] != load.prompts:
-        raise LoadError(f"Only {result['completed']} of {load.prompts} requests were answered.")
+        reasons = "; ".join({error.strip().splitlines()[-1] for error in result["errors"] if error.strip()})
+        raise LoadError(f"only {result['completed']} of {load.prompts} requests were answered: {reasons}")
     if result["total_output_tokens"] != load.prompts * load.output_tokens:
         raise LoadError(f"{result['total_output_tokens']} tokens came; {load.prompts * load.output_tokens} were asked.")
     return LoadResult(

@@ -1,7 +1,8 @@
 """The processes below one supervisor: their processor time, by role, and freezing them.
 
-The engine's compute is recognised by the process titles that vLLM sets: `VLLM::Worker…` where an engine has a worker
-process of its own, else `VLLM::EngineCore…`, in which case the scheduler's time counts as compute too.
+Roles are recognised by the titles that vLLM gives its processes: `VLLM::Worker…` computes, `VLLM::EngineCore…`
+schedules; all else serves. An engine without a worker process of its own computes in its EngineCore, which then counts
+as worker. On a CPU the EngineCore spins while it waits for its worker, so its time says little about a server.
 """
 
 import contextlib
@@ -25,11 +26,17 @@ class CpuSnapshot:
 
 @dataclass(frozen=True)
 class CpuUse:
-    """Processor seconds between two snapshots; `compute_title` says which processes count as compute."""
+    """Processor seconds between two snapshots, by role; `worker_title` says which processes were the worker."""
 
-    compute_s: float
-    outside_s: float
-    compute_title: str
+    worker_s: float
+    scheduler_s: float
+    serving_s: float
+    worker_title: str
+
+    @property
+    def outside_worker_s(self) -> float:
+        """All that was not spent on computing."""
+        return self.scheduler_s + self.serving_s
 
 
 def read_cpu(root_pid: int) -> CpuSnapshot:
@@ -49,15 +56,13 @@ def read_cpu(root_pid: int) -> CpuSnapshot:
 def cpu_between(before: CpuSnapshot, after: CpuSnapshot) -> CpuUse:
     """What was used in between; a process that ended in between is left out, one that started counts whole."""
     has_worker = any(title.startswith(WORKER_TITLE) for title in after.titles.values())
-    compute_title = WORKER_TITLE if has_worker else ENGINE_TITLE
-    compute_s = outside_s = 0.0
+    worker_title = WORKER_TITLE if has_worker else ENGINE_TITLE
+    used_by_role_s = {worker_title: 0.0, ENGINE_TITLE: 0.0, "": 0.0}
     for key, now_s in after.cpu_s.items():
-        used_s = now_s - before.cpu_s.get(key, 0.0)
-        if after.titles[key].startswith(compute_title):
-            compute_s += used_s
-        else:
-            outside_s += used_s
-    return CpuUse(compute_s, outside_s, compute_title)
+        role = next(role for role in used_by_role_s if after.titles[key].startswith(role))
+        used_by_role_s[role] += now_s - before.cpu_s.get(key, 0.0)
+    scheduler_s = used_by_role_s[ENGINE_TITLE] if has_worker else 0.0
+    return CpuUse(used_by_role_s[worker_title], scheduler_s, used_by_role_s[""], worker_title)
 
 
 def idle_cores(root_pid: int, period_s: float) -> float:
@@ -65,7 +70,7 @@ def idle_cores(root_pid: int, period_s: float) -> float:
     before = read_cpu(root_pid)
     time.sleep(period_s)
     use = cpu_between(before, read_cpu(root_pid))
-    return (use.compute_s + use.outside_s) / period_s
+    return (use.worker_s + use.outside_worker_s) / period_s
 
 
 def freeze(root_pid: int) -> None:

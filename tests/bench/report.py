@@ -13,12 +13,14 @@ from typing import Literal
 
 import numpy as np
 from machine import Machine, describe_machine
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
 RESULTS_DIR = Path("bench-results")
 CONFIDENCE = 0.95
+TABLE_WIDTH = 140
 Interval = tuple[float, float]
 
 
@@ -134,17 +136,24 @@ def write_report(report: Report, results_dir: Path = RESULTS_DIR) -> Path:
     return path
 
 
+def wide_console() -> Console:
+    """The terminal; where there is none, as in a log file, wide enough for the table."""
+    console = Console()
+    return console if console.is_terminal else Console(width=TABLE_WIDTH)
+
+
 def print_report(report: Report, console: Console | None = None) -> None:
     """Prints the table, and below it the notes."""
-    console = console or Console()
+    console = console or wide_console()
     machine = report.machine
     memory_gib = machine["memory_bytes"] / 2**30
     table = Table(
+        box=box.SIMPLE,
         title=f"{report.name} at {report.commit}",
         caption=f"{machine['cpu']}, {machine['cores']} cores, {memory_gib:.0f} GiB, {machine['gpu']}",
     )
-    for heading in ("result", "value", "95 % interval", "unit", "compared with", "target", "met", "samples"):
-        table.add_column(heading, justify="right" if heading in {"value", "samples"} else "left")
+    for heading in ("result", "median", "unit", "95 % interval", "n", "compared with", "target"):
+        table.add_column(heading, justify="right" if heading in {"median", "n"} else "left")
     for result in report.results:
         table.add_row(*table_row(result))
     console.print(table)
@@ -155,17 +164,13 @@ def print_report(report: Report, console: Console | None = None) -> None:
 def table_row(result: Result) -> list[str]:
     """The cells of one result, in the order of the table's headings."""
     interval = f"{result.interval[0]:.4g} to {result.interval[1]:.4g}" if result.interval else "-"
-    target, met = "-", "-"
-    if result.target:
-        target = str(result.target)
-        met = "yes" if result.target.met_by(result.value) else "NO"
+    target = f"{result.target}, {'met' if result.target.met_by(result.value) else 'MISSED'}" if result.target else "-"
     return [
         result.name,
         f"{result.value:.4g}",
-        interval,
         result.unit,
+        interval,
+        str(len(result.samples)),
         result.compared_with or "-",
         target,
-        met,
-        str(len(result.samples)),
     ]

@@ -54,7 +54,15 @@ ENGINE_ARGS: dict[str, Any] = {
 
 
 class ServerError(RuntimeError):
-    """A server that could not be started or that ended; the message is one sentence, then the end of its log."""
+    """A server that could not be started; `reason` is one sentence."""
+
+    def __init__(self, reason: str, log_tail: str) -> None:
+        super().__init__(reason, log_tail)
+        self.reason = reason
+        self.log_tail = log_tail
+
+    def __str__(self) -> str:
+        return f"{self.reason} The end of its log:\n{self.log_tail}"
 
 
 @dataclass(frozen=True)
@@ -157,8 +165,7 @@ def flashserve_command(model_dir: Path, port: int, work_dir: Path) -> list[str]:
 
 
 def flashserve_config(model_dir: Path, port: int) -> dict[str, Any]:
-    """What `serve_config.yaml` would say."""
-    # Whether there are adapters is said by the model's `lora` section, which is left out here.
+    """What `serve_config.yaml` would say; adapters are on by a `lora` section, of which there is none."""
     engine = {key: value for key, value in ENGINE_ARGS.items() if key != "enable_lora"}
     args = {
         "models": [{"id": model_dir.name, "source": str(model_dir), "engine": engine}],
@@ -182,11 +189,11 @@ def wait_until_ready(server: Server, supervisor: subprocess.Popen[bytes]) -> Non
     while time.monotonic() < deadline_s:
         if supervisor.poll() is not None:
             raise ServerError(
-                f"{server.name} ended with code {supervisor.returncode} before it was ready.{tail(server)}"
+                f"{server.name} ended with code {supervisor.returncode} before it was ready.", tail(server)
             )
         # `serve run` stays when its application fails.
         if DEPLOYMENT_FAILED in server.log_file.read_text(errors="replace"):
-            raise ServerError(f"{server.name} could not deploy its application.{tail(server)}")
+            raise ServerError(f"{server.name} could not deploy its application.", tail(server))
         try:
             reply = httpx.post(f"{server.base_url}/v1/completions", json=request, timeout=START_DEADLINE_S)
             if reply.is_success:
@@ -194,13 +201,12 @@ def wait_until_ready(server: Server, supervisor: subprocess.Popen[bytes]) -> Non
         except httpx.TransportError:
             pass
         time.sleep(POLL_S)
-    raise ServerError(f"{server.name} was not ready within {START_DEADLINE_S} s.{tail(server)}")
+    raise ServerError(f"{server.name} was not ready within {START_DEADLINE_S} s.", tail(server))
 
 
 def tail(server: Server) -> str:
-    """The end of the server's log, on lines of its own."""
-    lines = server.log_file.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
-    return "\n".join([" The end of its log:", *lines])
+    """The end of the server's log."""
+    return "\n".join(server.log_file.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:])
 
 
 def free_port() -> int:

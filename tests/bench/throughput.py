@@ -13,17 +13,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from loadgen import Load, LoadError, LoadGenerator
 from process_tree import cpu_between, freeze, idle_cores, read_cpu
-from report import RESULTS_DIR, make_report, print_report, write_report
+from report import RESULTS_DIR, make_report, print_report, wide_console, write_report
 from rich.console import Console
-from servers import DEFAULT_MODEL_DIR, Server, ServerError, started
+from servers import DEFAULT_MODEL_DIR, SETTLE_S, Server, ServerError, started
 from throughput_plot import plot
-from throughput_samples import BATCH, SINGLE, STOCK, TITLES, Sample, summarize
+from throughput_samples import BATCH, FLASHSERVE, SINGLE, STOCK, TITLES, Sample, summarize
 
 NAME = "throughput"
 LOADS = (Load(concurrency=BATCH, prompts=48), Load(concurrency=SINGLE, prompts=8))
@@ -43,37 +43,55 @@ class Bench:
     servers: list[Server] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    compute_titles: dict[str, str] = field(default_factory=dict)
+    worker_titles: dict[str, str] = field(default_factory=dict)
 
     def warm_up(self) -> None:
         """Runs that are not counted: the first ones after a start are much slower."""
-        for server in self.servers:
-            with server.running():
+        for server in list(self.servers):
+            with self.left_out_if_failing(server), server.running():
                 for run in range(WARM_UP_RUNS):
                     self.console.print(f"warm-up {run + 1} of {WARM_UP_RUNS}: {TITLES[server.name]}")
                     for load in self.loads:
                         # Seeds apart from the rounds', else these prompts would be in the prefix cache.
                         self.generator.run(server.base_url, server.model_id, self.model_dir, load, 1_000_000 + run)
+                time.sleep(SETTLE_S)
                 cores = idle_cores(server.supervisor_pid, IDLE_PERIOD_S)
-            self.notes.append(f"{TITLES[server.name]} uses {cores:.2f} cores while idle; stopped while another ran.")
+                self.notes.append(
+                    f"{TITLES[server.name]} uses {cores:.2f} cores while idle; stopped while another ran."
+                )
 
     def measure(self, rounds: int) -> None:
         """All rounds, with the time that is left."""
         started_s = time.monotonic()
         turns = list(rotated_turns(self.servers, rounds))
         for done, (round_index, server) in enumerate(turns):
+            if server not in self.servers:
+                continue
             each_s = (time.monotonic() - started_s) / done if done else None
             left = f"about {each_s * (len(turns) - done) / 60:.1f} min left" if each_s else "time left not known yet"
             self.console.print(f"round {round_index + 1} of {rounds}: {TITLES[server.name]}, {left}")
-            with server.running():
+            with self.left_out_if_failing(server), server.running():
                 self.samples += [self.measure_once(server, load, round_index) for load in self.loads]
+
+    @contextmanager
+    def left_out_if_failing(self, server: Server) -> Iterator[None]:
+        """A server that fails a run loses its rows, and the report says so; without stock vLLM nothing is left."""
+        try:
+            yield
+        except LoadError as error:
+            if server.name == STOCK:
+                raise
+            self.console.print(f"{TITLES[server.name]}: {error}", markup=False, style="yellow")
+            self.servers.remove(server)
+            self.samples = [sample for sample in self.samples if sample.server != server.name]
+            self.notes.append(f"{TITLES[server.name]} is left out: {error}")
 
     def measure_once(self, server: Server, load: Load, round_index: int) -> Sample:
         """One run of the load generator, with the processor time it cost the server."""
         before = read_cpu(server.supervisor_pid)
         result = self.generator.run(server.base_url, server.model_id, self.model_dir, load, seed=round_index)
         cpu = cpu_between(before, read_cpu(server.supervisor_pid))
-        self.compute_titles[server.name] = cpu.compute_title
+        self.worker_titles[server.name] = cpu.worker_title
         return Sample(
             round_index=round_index,
             server=server.name,
@@ -81,7 +99,8 @@ class Bench:
             output_tokens_per_s=result.output_tokens_per_s,
             ttft_ms=result.ttft_ms,
             tpot_ms=result.tpot_ms,
-            outside_cpu_ms_per_token=1000 * cpu.outside_s / result.output_tokens,
+            outside_worker_cpu_ms_per_token=1000 * cpu.outside_worker_s / result.output_tokens,
+            serving_cpu_ms_per_token=1000 * cpu.serving_s / result.output_tokens,
         )
 
 
@@ -103,7 +122,7 @@ def start_servers(bench: Bench, names: list[str], work_dir: Path, stack: ExitSta
             if name == STOCK:
                 raise
             bench.console.print(str(error), markup=False, style="yellow")
-            bench.notes.append(f"{TITLES[name]} is left out: {str(error).splitlines()[0]}")
+            bench.notes.append(f"{TITLES[name]} is left out: {error.reason}")
         else:
             freeze(server.supervisor_pid)
             bench.servers.append(server)
@@ -111,7 +130,7 @@ def start_servers(bench: Bench, names: list[str], work_dir: Path, stack: ExitSta
 
 def finish(bench: Bench) -> None:
     """Writes the result file and the picture, prints the table."""
-    for name, title in bench.compute_titles.items():
+    for name, title in bench.worker_titles.items():
         bench.notes.append(f'{TITLES[name]}: processes titled "{title}…" are taken as the worker.')
     report = make_report(NAME, summarize(bench.samples), bench.notes)
     machine = report.machine
@@ -142,9 +161,8 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Returns the exit code: 1 if it could not measure."""
-    # Where no terminal says otherwise, wide enough for the table.
-    arguments, console = parse_arguments(), Console(width=None if sys.stdout.isatty() else 140)
+    """Returns the exit code: 1 if it could not measure stock vLLM, or FlashServe where it should."""
+    arguments, console = parse_arguments(), wide_console()
     loads = QUICK_LOADS if arguments.quick else LOADS
     with ExitStack() as stack:
         work_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fs-", ignore_cleanup_errors=True)))
@@ -157,7 +175,8 @@ def main() -> int:
             console.print(f"Could not measure: {error}", markup=False, style="red")
             return 1
         finish(bench)
-    return 0
+    measured = {server.name for server in bench.servers}
+    return 1 if FLASHSERVE in arguments.only and FLASHSERVE not in measured else 0
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ PANELS: tuple[tuple[Metric, int], ...] = (
     ("ttft_ms", BATCH),
     ("tpot_ms", SINGLE),
     ("tpot_ms", BATCH),
-    ("outside_cpu_ms_per_token", BATCH),
+    ("serving_cpu_ms_per_token", BATCH),
 )
 
 
@@ -50,6 +50,5 @@ def draw_panel(axis: Axes, samples: Sequence[Sample], metric: Metric, concurrenc
     axis.set_xticks(range(len(measured)), [TITLES[server] for server in measured])
     axis.set_ylabel(unit)
     axis.set_title(f"{label}, {concurrency} at a time", fontsize=11)
-    axis.set_ylim(bottom=0)
-    axis.margins(y=0.15)
+    axis.set_ylim(0, 1.15 * axis.get_ylim()[1])
     axis.spines[["top", "right"]].set_visible(False)

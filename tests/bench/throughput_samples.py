@@ -6,7 +6,9 @@ from typing import Literal
 
 from report import Result, Target, median_result
 
-Metric = Literal["output_tokens_per_s", "ttft_ms", "tpot_ms", "outside_cpu_ms_per_token"]
+Metric = Literal[
+    "output_tokens_per_s", "ttft_ms", "tpot_ms", "outside_worker_cpu_ms_per_token", "serving_cpu_ms_per_token"
+]
 BATCH, SINGLE = 16, 1
 STOCK, FLASHSERVE, RAY_LLM = "stock", "flashserve", "ray"
 TITLES = {STOCK: "stock vLLM", FLASHSERVE: "FlashServe", RAY_LLM: "Ray Serve LLM"}
@@ -14,7 +16,8 @@ METRICS: dict[Metric, tuple[str, str]] = {
     "output_tokens_per_s": ("output tokens", "tokens/s"),
     "ttft_ms": ("median TTFT", "ms"),
     "tpot_ms": ("median TPOT", "ms"),
-    "outside_cpu_ms_per_token": ("processor time outside the worker", "ms/token"),
+    "outside_worker_cpu_ms_per_token": ("CPU outside the worker", "ms/token"),
+    "serving_cpu_ms_per_token": ("CPU outside the engine", "ms/token"),
 }
 
 
@@ -22,7 +25,8 @@ METRICS: dict[Metric, tuple[str, str]] = {
 class Sample:
     """One run of the load generator on one server; latencies are medians over the requests of the run.
 
-    `outside_cpu_ms_per_token` is the processor time of all the server's processes but the engine's compute.
+    The processor times are those of all the server's processes but the engine's worker, and of all but the worker and
+    the EngineCore, in ms per output token.
     """
 
     round_index: int
@@ -31,7 +35,8 @@ class Sample:
     output_tokens_per_s: float
     ttft_ms: float
     tpot_ms: float
-    outside_cpu_ms_per_token: float
+    outside_worker_cpu_ms_per_token: float
+    serving_cpu_ms_per_token: float
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ def test_the_table_shows_values_targets_and_notes(capsys: pytest.CaptureFixture[
     missed = median_result("throughput", [0.5], "ratio", Target(0.97, "min"), "stock vLLM")
     print_report(report_of(missed), Console(width=200))
     printed = capsys.readouterr().out
-    for expected in ("throughput", "0.5", "≥ 0.97", "NO", "stock vLLM", "no GPU", "8 GiB", "a note"):
+    for expected in ("throughput", "0.5", "≥ 0.97", "MISSED", "stock vLLM", "no GPU", "8 GiB", "a note"):
         assert expected in printed
 
 

@@ -3,7 +3,7 @@ from throughput_samples import BATCH, FLASHSERVE, RAY_LLM, SINGLE, STOCK, Sample
 
 
 def sample(round_index: int, server: str, concurrency: int, rate_per_s: float, ttft_ms: float) -> Sample:
-    return Sample(round_index, server, concurrency, rate_per_s, ttft_ms, tpot_ms=20.0, outside_cpu_ms_per_token=1.0)
+    return Sample(round_index, server, concurrency, rate_per_s, ttft_ms, 20.0, 2.0, 1.0)
 
 
 def both_loads(round_index: int, server: str, rate_per_s: float, ttft_ms: float) -> list[Sample]:
