@@ -236,8 +236,9 @@ class RemoteEngineClient(EnginelessClient):
         self, request_id: str, prompt: Any, params: SamplingParams | PoolingParams, **arguments: Any
     ) -> EngineCoreRequest:
         arguments["supported_tasks"] = self._supported_tasks
-        # A rendered prompt needs no tokenizing; anything else must not block the event loop.
-        if isinstance(prompt, dict) and "type" in prompt:
+        # A rendered prompt needs no tokenizing; anything else, and a grammar, must not block the event loop.
+        is_quick = isinstance(prompt, dict) and "type" in prompt
+        if is_quick and getattr(params, "structured_outputs", None) is None:
             request = self.input_processor.process_inputs(request_id, prompt, params, **arguments)
         else:
             request = await self.input_processor.process_inputs_async(request_id, prompt, params, **arguments)

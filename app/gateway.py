@@ -112,7 +112,7 @@ class Gateway:
         try:
             request = TypeAdapter(kind).validate_python(body)
         except ValidationError as error:
-            raise RequestValidationError(error.errors()) from error
+            raise RequestValidationError(error.errors(), body=body) from error
         return await (await self.layer()).answer(operation, request)
 
     async def _build(self) -> OpenAILayer:

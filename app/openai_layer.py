@@ -4,8 +4,9 @@ Covers: building them, choosing by the request's ``model``, naming adapters. Doe
 to the engines (``engine_client``).
 """
 
-from collections.abc import AsyncGenerator, Mapping
-from typing import Any, Literal
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from http import HTTPStatus
+from typing import Annotated, Any, Literal
 
 from starlette.datastructures import State
 from starlette.requests import Request
@@ -15,23 +16,36 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionReque
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.models.protocol import LoRAModulePath
 from vllm.entrypoints.pooling.embed.protocol import EmbeddingRequest
+from vllm.entrypoints.serve.engine.protocol import ErrorInfo, ErrorResponse
 from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, TokenizeRequest
+from vllm.exceptions import GenerationError
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from app.engine_client import RemoteEngineClient
 from app.errors import InvalidRequestError, ModelNotFoundError
 from app.names import NameTable, Target
+from app.responses import BAD_REQUEST_ERRORS, error_answer, error_body, readable
+from app.validation import blamed_field, blaming, check_request
 from deployments.types import ModelSpec
 
 Operation = Literal["chat", "completions", "embeddings", "tokenize", "detokenize"]
 
 REQUEST_TYPES: Mapping[Operation, Any] = {
-    "chat": ChatCompletionRequest,
-    "completions": CompletionRequest,
-    "embeddings": EmbeddingRequest,
-    "tokenize": TokenizeRequest,
-    "detokenize": DetokenizeRequest,
+    "chat": Annotated[ChatCompletionRequest, blaming(ChatCompletionRequest)],
+    "completions": Annotated[CompletionRequest, blaming(CompletionRequest)],
+    "embeddings": Annotated[EmbeddingRequest, blaming(EmbeddingRequest)],
+    "tokenize": Annotated[TokenizeRequest, blaming(TokenizeRequest)],
+    "detokenize": Annotated[DetokenizeRequest, blaming(DetokenizeRequest)],
 }
+
+_SERVING: Mapping[Operation, tuple[str, str]] = {
+    "chat": ("openai_serving_chat", "create_chat_completion"),
+    "completions": ("openai_serving_completion", "create_completion"),
+    "embeddings": ("serving_embedding", "__call__"),
+    "tokenize": ("serving_tokenization", "create_tokenize"),
+    "detokenize": ("serving_tokenization", "create_detokenize"),
+}
+_ERROR_EVENT = 'data: {"error"'
 
 
 class OpenAILayer:
@@ -41,6 +55,7 @@ class OpenAILayer:
         self._names = NameTable(specs)
         self._specs = {spec.id: spec for spec in specs}
         self._states: dict[str, State] = {}
+        self._max_token_ids: dict[str, int] = {}
 
     async def add(self, spec: ModelSpec, client: RemoteEngineClient, frontend: Mapping[str, Any]) -> None:
         """Build vLLM's classes for a model; ``frontend`` are vLLM's API server arguments (``tool_call_parser``, …)."""
@@ -55,6 +70,9 @@ class OpenAILayer:
         state = State()
         await init_app_state(client, state, args, await client.get_supported_tasks())
         self._states[spec.id] = state
+        # One can be the larger, as in vLLM's own check of prompts.
+        last_ids = (client.renderer.get_tokenizer().max_token_id, client.model_config.get_vocab_size() - 1)
+        self._max_token_ids[spec.id] = max(last_ids)
 
     async def answer(
         self, operation: Operation, request: Any, raw_request: Request | None = None
@@ -71,17 +89,25 @@ class OpenAILayer:
         target = self._names.resolve(request.model)
         # vLLM's classes know adapters by their bare names only.
         request.model = target.served_name
-        _check_shape(operation, request, self._specs[target.model_id])
-        serving = self._serving(operation, target)
-        if operation == "embeddings":
-            return await serving(request, raw_request)
-        method = {
-            "chat": "create_chat_completion",
-            "completions": "create_completion",
-            "tokenize": "create_tokenize",
-            "detokenize": "create_detokenize",
-        }[operation]
-        return await getattr(serving, method)(request, raw_request)
+        spec = self._specs[target.model_id]
+        # vLLM 0.29: the CPU's adapter kernels take the prompt's rows for those of the batch, and the engine dies.
+        prompt_logprobs = not (spec.lora_enabled and spec.device == "cpu")
+        max_token_id = self._max_token_ids[spec.id]
+        check_request(operation, request, max_token_id=max_token_id, prompt_logprobs=prompt_logprobs)
+        create = self._create(operation, target)
+        # vLLM sets others while it works.
+        given = frozenset(request.model_fields_set)
+        try:
+            result = await create(request, raw_request)
+            if isinstance(result, AsyncGenerator):
+                result = await _begun(result)
+        except (*BAD_REQUEST_ERRORS, GenerationError) as error:
+            raise _refused(operation, given, error) from error
+        if isinstance(result, ErrorResponse):
+            problem = result.error
+            param = blamed_field(operation, given, problem.message, problem.param)
+            result.error = ErrorInfo(**error_body(readable(problem.message), HTTPStatus(problem.code), param)["error"])
+        return result
 
     async def models(self) -> list[dict[str, Any]]:
         """Return a card for every model and adapter, in OpenAI's shape."""
@@ -100,34 +126,40 @@ class OpenAILayer:
                 return card
         raise ModelNotFoundError(name)
 
-    def _serving(self, operation: Operation, target: Target) -> Any:
-        state = self._states[target.model_id]
-        attribute = {
-            "chat": "openai_serving_chat",
-            "completions": "openai_serving_completion",
-            "embeddings": "serving_embedding",
-            "tokenize": "serving_tokenization",
-            "detokenize": "serving_tokenization",
-        }[operation]
-        serving = getattr(state, attribute, None)
+    def _create(self, operation: Operation, target: Target) -> Callable[..., Awaitable[Any]]:
+        attribute, method = _SERVING[operation]
+        serving = getattr(self._states[target.model_id], attribute, None)
         if serving is None:
             raise InvalidRequestError(f"The model `{target.served_name}` does not support {operation}.", "model")
-        return serving
+        return getattr(serving, method)
 
     def __repr__(self) -> str:
         return f"<OpenAILayer {sorted(self._states)}>"
 
 
-def _check_shape(operation: Operation, request: Any, spec: ModelSpec) -> None:
-    """Refuse what vLLM would let through to where a complaint names no field, or worse."""
-    if operation == "chat" and not request.messages:
-        raise InvalidRequestError("The field `messages` must hold at least one message.", "messages")
-    if operation in {"chat", "completions"} and spec.lora_enabled and spec.device == "cpu":
-        # vLLM 0.29: the CPU's adapter kernels take the prompt's rows for those of the batch, and the engine dies.
-        echoed = operation == "completions" and request.echo and request.logprobs is not None
-        if echoed or request.prompt_logprobs is not None:
-            param = "echo" if echoed else "prompt_logprobs"
-            message = (
-                f"Log probabilities of the prompt are not available for `{spec.id}`: it has adapters and runs on a CPU."
-            )
-            raise InvalidRequestError(message, param)
+async def _begun(events: AsyncGenerator[str, None]) -> AsyncGenerator[str, None] | ErrorResponse:
+    """Await a stream's first event, which comes with its first token: a request that fails before gets an error."""
+    first = await anext(events)
+    if not first.startswith(_ERROR_EVENT):
+        return _chain(first, events)
+    await events.aclose()
+    return ErrorResponse.model_validate_json(first.removeprefix("data: "))
+
+
+async def _chain(first: str, rest: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
+    try:
+        yield first
+        async for event in rest:
+            yield event
+    finally:
+        # Not whenever it is collected: closing it is what stops the generation.
+        await rest.aclose()
+
+
+def _refused(operation: Operation, given: frozenset[str], error: Exception) -> Exception:
+    """Return the error with the field it is about; one of the engine's that is not about the request stays as it is."""
+    if isinstance(error, GenerationError):
+        field = blamed_field(operation, given, "grammar")
+        return InvalidRequestError(f"No text fits what `{field}` asks for.", field) if field else error
+    answer = error_answer(error)["error"]
+    return InvalidRequestError(answer["message"], blamed_field(operation, given, answer["message"], answer["param"]))

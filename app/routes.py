@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Annotated, Any, Protocol
 
@@ -21,11 +20,11 @@ from vllm.exceptions import VLLMError
 from app.errors import RETRY_AFTER_S, AppError, BodyTooLargeError, ModelNotFoundError
 from app.openai_layer import OpenAILayer, Operation
 from app.responses import error_answer
+from app.validation import blaming
 from deployments.errors import DeploymentError
 from deployments.types import EngineDescription
 
 _RETRYABLE = {429, 503}
-_ERROR_EVENT = 'data: {"error"'
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse} for status in (400, 404, 405, 413, 429, 500, 501, 503)
 }
@@ -77,23 +76,33 @@ def _add_openai_routes(app: FastAPI, service: Service) -> None:
     stream = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}, "application/json": {}}}}
 
     @app.post("/v1/chat/completions", responses=_ERRORS | stream, response_class=JSONResponse)
-    async def chat_completions(request: ChatCompletionRequest, raw_request: Request) -> Response:
+    async def chat_completions(
+        request: Annotated[ChatCompletionRequest, blaming(ChatCompletionRequest), Body()], raw_request: Request
+    ) -> Response:
         return await answer("chat", request, raw_request)
 
     @app.post("/v1/completions", responses=_ERRORS | stream, response_class=JSONResponse)
-    async def completions(request: CompletionRequest, raw_request: Request) -> Response:
+    async def completions(
+        request: Annotated[CompletionRequest, blaming(CompletionRequest), Body()], raw_request: Request
+    ) -> Response:
         return await answer("completions", request, raw_request)
 
     @app.post("/v1/embeddings", responses=_ERRORS, response_class=JSONResponse)
-    async def embeddings(request: EmbeddingRequest, raw_request: Request) -> Response:
+    async def embeddings(
+        request: Annotated[EmbeddingRequest, blaming(EmbeddingRequest), Body()], raw_request: Request
+    ) -> Response:
         return await answer("embeddings", request, raw_request)
 
     @app.post("/tokenize", responses=_ERRORS, response_class=JSONResponse)
-    async def tokenize(request: Annotated[TokenizeRequest, Body()], raw_request: Request) -> Response:
+    async def tokenize(
+        request: Annotated[TokenizeRequest, blaming(TokenizeRequest), Body()], raw_request: Request
+    ) -> Response:
         return await answer("tokenize", request, raw_request)
 
     @app.post("/detokenize", responses=_ERRORS, response_class=JSONResponse)
-    async def detokenize(request: DetokenizeRequest, raw_request: Request) -> Response:
+    async def detokenize(
+        request: Annotated[DetokenizeRequest, blaming(DetokenizeRequest), Body()], raw_request: Request
+    ) -> Response:
         return await answer("detokenize", request, raw_request)
 
 
@@ -151,24 +160,8 @@ async def _as_response(result: Any) -> Response:
     if isinstance(result, ErrorResponse):
         return _error_response(result.model_dump())
     if isinstance(result, AsyncGenerator):
-        # A stream's first event comes with its first token. Until then the status is open, so that a request which
-        # fails before it has produced anything gets a real one.
-        first = await anext(result)
-        if first.startswith(_ERROR_EVENT):
-            await result.aclose()
-            return _error_response(json.loads(first.removeprefix("data: ")))
-        return StreamingResponse(_chain(first, result), media_type="text/event-stream")
+        return StreamingResponse(result, media_type="text/event-stream")
     return JSONResponse(result.model_dump())
-
-
-async def _chain(first: str, rest: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
-    try:
-        yield first
-        async for event in rest:
-            yield event
-    finally:
-        # Not whenever it is collected: closing it is what stops the generation.
-        await rest.aclose()
 
 
 def _error_response(body: dict[str, Any]) -> JSONResponse:

@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 from rapidfuzz import process
-from vllm.config import VllmConfig
+from vllm.config import StructuredOutputsConfig, VllmConfig
 from vllm.engine import arg_utils
 from vllm.engine.arg_utils import AsyncEngineArgs
 
@@ -42,6 +42,9 @@ def engine_args(spec: ModelSpec) -> AsyncEngineArgs:
         "enable_log_requests": False,
         # Every engine has its own stat logger (see vllm_engine); vLLM's default ones unregister each other.
         "disable_log_stats": True,
+        # vLLM chooses a backend for each request, but an engine uses that of its first one for all: a grammar checked
+        # for another fails in the engine. This one knows the grammars of tool calls.
+        "structured_outputs_config": StructuredOutputsConfig(backend="xgrammar"),
     }
     if spec.lora_enabled:
         values |= {"enable_lora": True, "max_loras": spec.max_loras, "max_lora_rank": spec.max_lora_rank}
