@@ -143,6 +143,8 @@ def _service(plan: Plan, log_file: Path) -> Iterator[subprocess.Popen[bytes]]:
     command = [str(Path(sys.executable).with_name("serve")), "run", str(plan.config_file)]
     environment = {
         "RAY_ADDRESS": "local",
+        # Ray runs its workers at niceness 15, and so the engines below them: behind everything else on the machine.
+        "RAY_worker_niceness": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",

@@ -161,7 +161,8 @@ def flashserve_command(model_dir: Path, port: int, work_dir: Path) -> list[str]:
     """This project, started as its users start it."""
     config = work_dir / "flashserve.yaml"
     config.write_text(yaml.safe_dump(flashserve_config(model_dir, port)))
-    return [str(Path(sys.executable).parent / "serve"), "run", "--address", "local", str(config)]
+    log_file = work_dir / "flashserve-service.log"
+    return [str(Path(sys.executable).parent / "flashserve"), "serve", str(config), "--log-file", str(log_file)]
 
 
 def flashserve_config(model_dir: Path, port: int) -> dict[str, Any]:
