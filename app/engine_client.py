@@ -110,6 +110,7 @@ class RemoteEngineClient(EnginelessClient):
             while not finished:
                 output = collector.get_nowait() or await collector.get()
                 finished = output.finished
+                _check_fits_grammar(output, sampling_params)
                 yield output
         finally:
             self._end(sequences)
@@ -270,6 +271,13 @@ class RemoteEngineClient(EnginelessClient):
 
     def __repr__(self) -> str:
         return f"<RemoteEngineClient {self.model_id}, {len(self._sequences)} sequences>"
+
+
+def _check_fits_grammar(output: RequestOutput, params: SamplingParams) -> None:
+    """Blame the request for a grammar that the engine could not follow; vLLM itself would blame the server."""
+    if params.structured_outputs is not None and any(choice.finish_reason == "error" for choice in output.outputs):
+        message = "No text fits the grammar that is asked for."
+        raise VLLMValidationError(message)
 
 
 def _translated(error: Exception, model_id: str) -> Exception:

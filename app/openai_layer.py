@@ -18,7 +18,6 @@ from vllm.entrypoints.openai.models.protocol import LoRAModulePath
 from vllm.entrypoints.pooling.embed.protocol import EmbeddingRequest
 from vllm.entrypoints.serve.engine.protocol import ErrorInfo, ErrorResponse
 from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, TokenizeRequest
-from vllm.exceptions import GenerationError
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from app.engine_client import RemoteEngineClient
@@ -101,7 +100,7 @@ class OpenAILayer:
             result = await create(request, raw_request)
             if isinstance(result, AsyncGenerator):
                 result = await _begun(result)
-        except (*BAD_REQUEST_ERRORS, GenerationError) as error:
+        except BAD_REQUEST_ERRORS as error:
             raise _refused(operation, given, error) from error
         if isinstance(result, ErrorResponse):
             problem = result.error
@@ -156,10 +155,7 @@ async def _chain(first: str, rest: AsyncGenerator[str, None]) -> AsyncGenerator[
         await rest.aclose()
 
 
-def _refused(operation: Operation, given: frozenset[str], error: Exception) -> Exception:
-    """Return the error with the field it is about; one of the engine's that is not about the request stays as it is."""
-    if isinstance(error, GenerationError):
-        field = blamed_field(operation, given, "grammar")
-        return InvalidRequestError(f"No text fits what `{field}` asks for.", field) if field else error
+def _refused(operation: Operation, given: frozenset[str], error: Exception) -> InvalidRequestError:
+    """Return the error with the field it is about."""
     answer = error_answer(error)["error"]
     return InvalidRequestError(answer["message"], blamed_field(operation, given, answer["message"], answer["param"]))

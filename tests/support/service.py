@@ -23,7 +23,7 @@ MODELS = ROOT / ".flashserve" / "models"
 ADAPTERS = ROOT / "app" / "demo" / "adapters"
 CHAT_MODEL = "smollm2-135m-instruct"
 EMBEDDING_MODEL = "all-minilm-l6-v2"
-START_TIMEOUT_S = 300.0
+START_TIMEOUT_S = 500.0
 
 
 def demo_args(**overrides: Any) -> dict[str, Any]:

@@ -1,0 +1,107 @@
+"""What every engine must do, asked of each: the fake one and a real vLLM on the CPU."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from app.streams import TokenStreams
+from deployments.engine import Engine
+from deployments.errors import EngineDiedError, EngineStartError, RequestRejectedError
+from deployments.fake_engine import FakeEngine
+from deployments.types import GenerateRequest, ModelSpec
+from deployments.wire import TokenDelta
+from tests.support.feeds import generate_request
+from tests.support.service import CHAT_MODEL, MODELS
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+def make_fake() -> Engine:
+    return FakeEngine(ModelSpec("fake", "", {"token_time_s": 0.001}))
+
+
+def make_vllm() -> Engine:
+    from deployments.vllm_engine import VllmEngine  # noqa: PLC0415 - heavy
+
+    engine = {"max_model_len": 1024, "kv_cache_memory_bytes": 134217728, "enforce_eager": True, "dtype": "float32"}
+    return VllmEngine(ModelSpec(CHAT_MODEL, str(MODELS / CHAT_MODEL), engine))
+
+
+@pytest_asyncio.fixture(params=[make_fake, make_vllm], ids=["fake", "vllm"], scope="module", loop_scope="module")
+async def engine(request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
+    made = request.param()
+    with pytest.raises(EngineDiedError):
+        made.check()  # not started yet
+    await made.start()
+    yield made
+    await made.stop()
+    with pytest.raises(EngineDiedError):
+        made.check()
+    await made.stop()  # harmless
+
+
+def ask(stream_id: str, max_tokens: int = 6, **sampling: object) -> GenerateRequest:
+    return generate_request(TokenStreams(), stream_id, max_tokens=max_tokens, **sampling)
+
+
+async def deltas_of(engine: Engine, request: GenerateRequest) -> list[TokenDelta]:
+    return [delta async for delta in engine.generate(request)]
+
+
+async def test_only_the_last_delta_has_a_finish_reason(engine: Engine) -> None:
+    deltas = await deltas_of(engine, ask("a", ignore_eos=True))
+    assert [delta.finish_reason for delta in deltas] == [None] * (len(deltas) - 1) + ["length"]
+    assert sum(len(delta.token_ids) for delta in deltas) == 6
+    assert {delta.stream_id for delta in deltas} == {"a"}
+    assert deltas[0].cached_tokens is not None
+    assert all(delta.cached_tokens is None for delta in deltas[1:])
+
+
+async def test_the_same_request_gives_the_same_tokens_alone_and_together(engine: Engine) -> None:
+    alone = [token for delta in await deltas_of(engine, ask("alone")) for token in delta.token_ids]
+    together = await asyncio.gather(*(deltas_of(engine, ask(f"t{index}")) for index in range(8)))
+    assert all([token for delta in deltas for token in delta.token_ids] == alone for deltas in together)
+
+
+async def test_closing_the_iterator_stops_the_generation(engine: Engine) -> None:
+    deltas = engine.generate(ask("a", max_tokens=900, ignore_eos=True))
+    await anext(deltas)
+    assert engine.unfinished() == 1
+    await deltas.aclose()  # type: ignore[attr-defined]
+    assert engine.unfinished() == 0
+
+
+async def test_cancelling_the_reader_stops_the_generation(engine: Engine) -> None:
+    reading = asyncio.ensure_future(deltas_of(engine, ask("a", max_tokens=900, ignore_eos=True)))
+    async with asyncio.timeout(30):
+        while engine.unfinished() == 0:  # noqa: ASYNC110 - engines announce nothing
+            await asyncio.sleep(0.001)
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
+    async with asyncio.timeout(1):
+        while engine.unfinished():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+
+async def test_a_prompt_that_is_empty_is_refused_and_harms_nobody(engine: Engine) -> None:
+    with pytest.raises(RequestRejectedError):
+        await deltas_of(engine, ask("a") | {"prompt_token_ids": []})
+    engine.check()
+    assert (await deltas_of(engine, ask("b")))[-1].finish_reason is not None
+
+
+async def test_it_says_what_it_can_do(engine: Engine) -> None:
+    assert "generate" in engine.supported_tasks()
+
+
+async def test_an_engine_that_cannot_start_says_why_and_leaves_nothing() -> None:
+    from deployments.vllm_engine import VllmEngine  # noqa: PLC0415 - heavy
+
+    for broken in (FakeEngine(ModelSpec("x", "", {"fail_starts": 99})), VllmEngine(ModelSpec("x", "/nowhere"))):
+        with pytest.raises(EngineStartError) as caught:
+            await broken.start()
+        assert caught.value.reason
+        with pytest.raises(EngineDiedError):
+            broken.check()
