@@ -6,6 +6,7 @@ engines run and when (``replica``), text (the gateway detokenizes), engine argum
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import msgspec
@@ -68,9 +69,11 @@ class VllmEngine:
                 priority=request.get("priority", 0),
             )
             first = True
-            async for output in outputs:
-                yield _delta(stream_id, output, params, first=first)
-                first = False
+            # Closed here and not whenever it is collected: closing it is what aborts the request in the engine.
+            async with aclosing(outputs):
+                async for output in outputs:
+                    yield _delta(stream_id, output, params, first=first)
+                    first = False
         except (EngineDeadError, EngineGenerateError, VLLMClientError, ValueError) as error:
             raise self._translated(error) from error
 

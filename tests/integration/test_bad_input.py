@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import openai
+import psutil
 import pytest
 from openai import OpenAI
 
@@ -60,8 +61,7 @@ class Bystander(threading.Thread):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _nobody_else_notices(service: Service) -> Iterator[None]:
-    before = engines(service)
+def _nobody_else_notices(service: Service, engines: list[psutil.Process]) -> Iterator[None]:
     bystander = Bystander(service.url)
     bystander.start()
     try:
@@ -71,25 +71,22 @@ def _nobody_else_notices(service: Service) -> Iterator[None]:
         bystander.join()
     assert bystander.failure is None
     assert bystander.chunks > 0
-    assert engines(service) == before
+    assert service.processes("EngineCore") == engines
     assert httpx.get(f"{service.url}/health").json()["models"] == {CHAT_MODEL: "awake", EMBEDDING_MODEL: "awake"}
     assert post(service, CHAT, chat()).json()["usage"]["completion_tokens"] == 2
     assert post(service, EMBEDDINGS, embedding()).json()["usage"]["prompt_tokens"] > 0
 
 
-@pytest.fixture(autouse=True)
-def _engines_live_on(service: Service, engines_at_first: list[int]) -> Iterator[None]:
-    yield
-    assert engines(service) == engines_at_first
-
-
 @pytest.fixture(scope="module")
-def engines_at_first(service: Service) -> list[int]:
-    return engines(service)
+def engines(service: Service) -> list[psutil.Process]:
+    return service.processes("EngineCore")
 
 
-def engines(service: Service) -> list[int]:
-    return sorted(process.pid for process in service.processes("EngineCore"))
+@pytest.fixture(autouse=True)
+def _engines_live_on(engines: list[psutil.Process]) -> Iterator[None]:
+    yield
+    assert len(engines) == 2
+    assert all(engine.is_running() and engine.status() != psutil.STATUS_ZOMBIE for engine in engines)
 
 
 def post(service: Service, path: str, body: Any) -> httpx.Response:
