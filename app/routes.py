@@ -189,17 +189,24 @@ class _BodyLimit:
         if length.isdigit() and int(length) > self._limit_bytes:
             await self._refuse(scope, receive, send)
             return
-        received_bytes = 0
-
-        async def counted() -> Message:
-            nonlocal received_bytes
+        body = bytearray()
+        more = True
+        while more:
             message = await receive()
-            received_bytes += len(message.get("body", b""))
-            if received_bytes > self._limit_bytes:
-                raise BodyTooLargeError(self._limit_bytes)
-            return message
+            if message["type"] == "http.disconnect":
+                return
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(body) > self._limit_bytes:
+                await self._refuse(scope, receive, send)
+                return
+        pending: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
-        await self._app(scope, counted, send)
+        async def replayed() -> Message:
+            # After the body comes only the news that the client has gone.
+            return pending.pop() if pending else await receive()
+
+        await self._app(scope, replayed, send)
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
         response = _error_response(error_answer(BodyTooLargeError(self._limit_bytes)))
