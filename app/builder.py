@@ -13,11 +13,16 @@ from app.errors import ConfigError
 from deployments.errors import EngineArgumentError
 from deployments.replica import ServedEngineReplica
 from deployments.types import AdapterSpec, ModelSpec
-from storage.errors import StorageError
+from storage.errors import AdapterError, StorageError
 from storage.source import Adapter, adapters_in, model_directory
 
 # Engines start and load weights before a replica is of use, and end in order when it goes.
 _HEALTH = {"health_check_period_s": 5, "health_check_timeout_s": 30}
+# Gateways and replicas never block their event loop, so Serve needs no second one beside it to hand requests over.
+# For these actors alone: in another job it would forbid handle calls from outside an event loop.
+_ONE_LOOP = {
+    "env_vars": {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0", "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0"}
+}
 _SHUTDOWN = {"graceful_shutdown_wait_loop_s": 1, "graceful_shutdown_timeout_s": 30}
 
 
@@ -39,7 +44,7 @@ def build_app(args: dict[str, Any]) -> Application:
         name="Gateway",
         num_replicas=config.gateway.replicas,
         max_ongoing_requests=config.gateway.max_ongoing_requests,
-        ray_actor_options={"num_cpus": config.gateway.num_cpus},
+        ray_actor_options={"num_cpus": config.gateway.num_cpus, "runtime_env": _ONE_LOOP},
         **_HEALTH,
         **_SHUTDOWN,
     )
@@ -96,7 +101,7 @@ def _spec(model: ModelConfig, pool: PoolConfig) -> ModelSpec:
 
 def _adapter_spec(adapter: Adapter, max_rank: int) -> AdapterSpec:
     if adapter.rank > max_rank:
-        raise ConfigError((f"lora.max_rank: adapter '{adapter.id}' has rank {adapter.rank}, {max_rank} is allowed",))
+        raise AdapterError(str(adapter.path), f"its rank is {adapter.rank}, and 'lora.max_rank' allows {max_rank}")
     return AdapterSpec(adapter.id, str(adapter.path), adapter.digest)
 
 
@@ -105,7 +110,7 @@ def _pool(pool: PoolConfig, specs: list[ModelSpec], config: AppConfig) -> Applic
     scaling: dict[str, Any] = {"num_replicas": pool.min_replicas}
     if pool.max_replicas > pool.min_replicas:
         scaling = {"autoscaling_config": {"min_replicas": pool.min_replicas, "max_replicas": pool.max_replicas}}
-    options: dict[str, Any] = {"num_cpus": pool.num_cpus, "num_gpus": pool.num_gpus}
+    options: dict[str, Any] = {"num_cpus": pool.num_cpus, "num_gpus": pool.num_gpus, "runtime_env": _ONE_LOOP}
     if pool.accelerator_type is not None:
         options["accelerator_type"] = pool.accelerator_type
     deployment = serve.deployment(

@@ -12,6 +12,7 @@ Needs Ray and nothing else of what the service runs on.
 """
 
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, overload
 
 import ray
@@ -75,24 +76,19 @@ class FlashServe:
 
     def models(self) -> list[Json]:
         """``/v1/models``: a card for every model and adapter."""
-        try:
+        with _reaching():
             return self._gateway.models.remote().result()
-        except (RayError, RayServeException) as error:
-            raise _unreachable(error) from error
 
     def _call(self, operation: str, request: Json) -> Json:
-        try:
+        with _reaching():
             return _checked(self._gateway.call.remote(operation, request).result())
-        except (RayError, RayServeException) as error:
-            raise _unreachable(error) from error
 
     def _stream(self, operation: str, request: Json) -> Iterator[Json]:
         chunks = self._gateway.options(stream=True).stream.remote(operation, request)
         try:
-            for chunk in chunks:
-                yield _checked(chunk)
-        except (RayError, RayServeException) as error:
-            raise _unreachable(error) from error
+            with _reaching():
+                for chunk in chunks:
+                    yield _checked(chunk)
         finally:
             # A caller that stops reading no longer wants the rest.
             chunks.cancel()
@@ -129,24 +125,19 @@ class AsyncFlashServe:
 
     async def models(self) -> list[Json]:
         """``/v1/models``: a card for every model and adapter."""
-        try:
+        with _reaching():
             return await self._gateway.models.remote()
-        except (RayError, RayServeException) as error:
-            raise _unreachable(error) from error
 
     async def _call(self, operation: str, request: Json) -> Json:
-        try:
+        with _reaching():
             return _checked(await self._gateway.call.remote(operation, request))
-        except (RayError, RayServeException) as error:
-            raise _unreachable(error) from error
 
     async def _stream(self, operation: str, request: Json) -> AsyncIterator[Json]:
         chunks = self._gateway.options(stream=True).stream.remote(operation, request)
         try:
-            async for chunk in chunks:
-                yield _checked(chunk)
-        except (RayError, RayServeException) as error:
-            raise _unreachable(error) from error
+            with _reaching():
+                async for chunk in chunks:
+                    yield _checked(chunk)
         finally:
             chunks.cancel()
 
@@ -174,5 +165,10 @@ def _checked(answer: Json) -> Json:
     return answer
 
 
-def _unreachable(error: Exception) -> ApiError:
-    return ApiError(503, f"The gateway could not be reached ({type(error).__name__}).", "ServiceUnavailableError", None)
+@contextmanager
+def _reaching() -> Iterator[None]:
+    try:
+        yield
+    except (RayError, RayServeException) as error:
+        message = f"The gateway could not be reached ({type(error).__name__})."
+        raise ApiError(503, message, "ServiceUnavailableError", None) from error

@@ -30,6 +30,8 @@ from deployments.types import AdapterRef, EngineDescription, ModelSpec
 
 logger = logging.getLogger(__name__)
 
+_PARSERS = {operation: TypeAdapter(kind) for operation, kind in REQUEST_TYPES.items()}
+
 
 class Gateway:
     """Plain class; ``ingress`` is what Serve deploys."""
@@ -106,11 +108,11 @@ class Gateway:
         self._streams.close()
 
     async def _answer(self, operation: Operation, body: dict[str, Any]) -> Any:
-        kind = REQUEST_TYPES.get(operation)
-        if kind is None:
-            raise InvalidRequestError(f"There is no operation '{operation}'; there are {', '.join(REQUEST_TYPES)}.")
+        parser = _PARSERS.get(operation)
+        if parser is None:
+            raise InvalidRequestError(f"There is no operation '{operation}'; there are {', '.join(_PARSERS)}.")
         try:
-            request = TypeAdapter(kind).validate_python(body)
+            request = parser.validate_python(body)
         except ValidationError as error:
             raise RequestValidationError(error.errors(), body=body) from error
         return await (await self.layer()).answer(operation, request)

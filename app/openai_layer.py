@@ -12,12 +12,17 @@ from starlette.datastructures import State
 from starlette.requests import Request
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
-from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest, ChatCompletionResponse
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest, CompletionResponse
 from vllm.entrypoints.openai.models.protocol import LoRAModulePath
-from vllm.entrypoints.pooling.embed.protocol import EmbeddingRequest
+from vllm.entrypoints.pooling.embed.protocol import EmbeddingRequest, EmbeddingResponse
 from vllm.entrypoints.serve.engine.protocol import ErrorInfo, ErrorResponse
-from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, TokenizeRequest
+from vllm.entrypoints.serve.tokenize.protocol import (
+    DetokenizeRequest,
+    DetokenizeResponse,
+    TokenizeRequest,
+    TokenizeResponse,
+)
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from app.engine_client import RemoteEngineClient
@@ -36,6 +41,15 @@ REQUEST_TYPES: Mapping[Operation, Any] = {
     "tokenize": Annotated[TokenizeRequest, blaming(TokenizeRequest)],
     "detokenize": Annotated[DetokenizeRequest, blaming(DetokenizeRequest)],
 }
+# Embeddings may also come as bytes or encoded, if asked for so.
+ANSWER_TYPES: Mapping[Operation, type] = {
+    "chat": ChatCompletionResponse,
+    "completions": CompletionResponse,
+    "embeddings": EmbeddingResponse,
+    "tokenize": TokenizeResponse,
+    "detokenize": DetokenizeResponse,
+}
+STREAMING: frozenset[Operation] = frozenset({"chat", "completions"})
 
 _SERVING: Mapping[Operation, tuple[str, str]] = {
     "chat": ("openai_serving_chat", "create_chat_completion"),

@@ -10,24 +10,26 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-from vllm.entrypoints.openai.completion.protocol import CompletionRequest
-from vllm.entrypoints.pooling.embed.protocol import EmbeddingRequest
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse, ModelCard, ModelList
-from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, TokenizeRequest
 from vllm.exceptions import VLLMError
 
 from app.errors import RETRY_AFTER_S, AppError, BodyTooLargeError, ModelNotFoundError
-from app.openai_layer import OpenAILayer, Operation
-from app.responses import error_answer
-from app.validation import blaming
+from app.openai_layer import ANSWER_TYPES, REQUEST_TYPES, STREAMING, OpenAILayer, Operation
+from app.responses import BAD_REQUEST_ERRORS, error_answer
 from deployments.errors import DeploymentError
 from deployments.types import EngineDescription
 
 _RETRYABLE = {429, 503}
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorResponse} for status in (400, 404, 405, 413, 429, 500, 501, 503)
+_PATHS: dict[Operation, str] = {
+    "chat": "/v1/chat/completions",
+    "completions": "/v1/completions",
+    "embeddings": "/v1/embeddings",
+    "tokenize": "/tokenize",
+    "detokenize": "/detokenize",
 }
+# Ranges, because with them FastAPI leaves out its own 422, which nobody gets here.
+_ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorResponse}, "5XX": {"model": ErrorResponse}}
+_STREAM: dict[str, Any] = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
 
 
 class Service(Protocol):
@@ -56,54 +58,31 @@ def build_http_app(service: Service, max_body_bytes: int) -> ASGIApp:
     )
     _add_openai_routes(app, service)
     _add_service_routes(app, service)
+    # Without the others, Starlette would log a traceback for each of them.
     for kind in (
-        AppError, DeploymentError, VLLMError, RequestValidationError, HTTPException,
-        ValueError, TypeError, OverflowError, NotImplementedError, Exception,
+        AppError, DeploymentError, VLLMError, RequestValidationError, HTTPException, *BAD_REQUEST_ERRORS, Exception,
     ):  # fmt: skip
         app.add_exception_handler(kind, _on_error)
     return _BodyLimit(app, max_body_bytes)
 
 
 def _add_openai_routes(app: FastAPI, service: Service) -> None:
-    async def answer(operation: Operation, request: Any, raw_request: Request) -> Response:
+    for operation, path in _PATHS.items():
+        answer = {"model": ANSWER_TYPES[operation]} | (_STREAM if operation in STREAMING else {})
+        app.post(path, name=operation, responses=_ERRORS | {200: answer})(_handler(service, operation))
+
+
+def _handler(service: Service, operation: Operation) -> Callable[..., Awaitable[Response]]:
+    async def answer(request: Any, raw_request: Request) -> Response:
         layer = await service.layer()
 
         async def respond() -> Response:
-            return await _as_response(await layer.answer(operation, request, raw_request))
+            return _as_response(await layer.answer(operation, request, raw_request))
 
         return await _unless_disconnected(asyncio.ensure_future(respond()), raw_request)
 
-    stream = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}, "application/json": {}}}}
-
-    @app.post("/v1/chat/completions", responses=_ERRORS | stream, response_class=JSONResponse)
-    async def chat_completions(
-        request: Annotated[ChatCompletionRequest, blaming(ChatCompletionRequest), Body()], raw_request: Request
-    ) -> Response:
-        return await answer("chat", request, raw_request)
-
-    @app.post("/v1/completions", responses=_ERRORS | stream, response_class=JSONResponse)
-    async def completions(
-        request: Annotated[CompletionRequest, blaming(CompletionRequest), Body()], raw_request: Request
-    ) -> Response:
-        return await answer("completions", request, raw_request)
-
-    @app.post("/v1/embeddings", responses=_ERRORS, response_class=JSONResponse)
-    async def embeddings(
-        request: Annotated[EmbeddingRequest, blaming(EmbeddingRequest), Body()], raw_request: Request
-    ) -> Response:
-        return await answer("embeddings", request, raw_request)
-
-    @app.post("/tokenize", responses=_ERRORS, response_class=JSONResponse)
-    async def tokenize(
-        request: Annotated[TokenizeRequest, blaming(TokenizeRequest), Body()], raw_request: Request
-    ) -> Response:
-        return await answer("tokenize", request, raw_request)
-
-    @app.post("/detokenize", responses=_ERRORS, response_class=JSONResponse)
-    async def detokenize(
-        request: Annotated[DetokenizeRequest, blaming(DetokenizeRequest), Body()], raw_request: Request
-    ) -> Response:
-        return await answer("detokenize", request, raw_request)
+    answer.__annotations__["request"] = Annotated[REQUEST_TYPES[operation], Body()]
+    return answer
 
 
 def _add_service_routes(app: FastAPI, service: Service) -> None:
@@ -154,7 +133,7 @@ async def _disconnected(receive: Callable[[], Awaitable[Message]]) -> None:
         pass
 
 
-async def _as_response(result: Any) -> Response:
+def _as_response(result: Any) -> Response:
     if isinstance(result, Response):
         return result
     if isinstance(result, ErrorResponse):

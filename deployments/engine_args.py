@@ -61,6 +61,7 @@ def engine_config(spec: ModelSpec) -> VllmConfig:
     """
     try:
         return engine_args(spec).create_engine_config()
+    # vLLM has no error of its own for this: it also asserts, on arguments that don't go together.
     except (ValueError, OSError, TypeError, NotImplementedError, AssertionError) as error:
         raise EngineArgumentError(spec.id, None, _first_reason(error)) from error
 

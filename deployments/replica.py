@@ -5,7 +5,8 @@ health. Does not cover: which replica gets a request (Serve's router) and text (
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from deployments.engine import Engine
 from deployments.errors import EngineDiedError, FeedError, UnknownModelError
@@ -47,10 +48,8 @@ class EngineReplica:
         work = asyncio.ensure_future(_stream(engine, request, feed))
         forget = feed.on_lost(work.cancel)
         try:
-            return await work
-        except EngineDiedError:
-            self._supervisor(request["model_id"]).notice_death()
-            raise
+            with self._noticing_death(request["model_id"]):
+                return await work
         except asyncio.CancelledError:
             if feed.lost:
                 raise FeedError(feed.address, "the gateway went away") from None
@@ -63,7 +62,8 @@ class EngineReplica:
     async def embed(self, request: EmbedRequest) -> Embedding:
         """Pool one prompt. Raises as ``generate``, but for FeedError."""
         engine = await self._supervisor(request["model_id"]).engine()
-        return await engine.embed(request)
+        with self._noticing_death(request["model_id"]):
+            return await engine.embed(request)
 
     async def describe(self) -> dict[str, EngineDescription]:
         """Return each model's engine with its state."""
@@ -86,6 +86,15 @@ class EngineReplica:
         """End every engine with its processes, and the feeds."""
         self._feeds.close()
         await asyncio.gather(*(supervisor.stop() for supervisor in self._supervisors.values()))
+
+    @contextmanager
+    def _noticing_death(self, model_id: str) -> Iterator[None]:
+        """Have the engine started again at once when a request finds it dead, not with the next look at it."""
+        try:
+            yield
+        except EngineDiedError:
+            self._supervisor(model_id).notice_death()
+            raise
 
     def _supervisor(self, model_id: str) -> EngineSupervisor:
         supervisor = self._supervisors.get(model_id)

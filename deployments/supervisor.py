@@ -74,7 +74,7 @@ class EngineSupervisor:
             if self._engine is not None and self._state == "awake":
                 self._engine.check()
         except EngineDiedError:
-            self._set("starting", "its engine died and is being started again")
+            self._set("starting", "its engine died")
             self._died.set()
         return self._died.is_set()
 
@@ -118,7 +118,7 @@ class EngineSupervisor:
         return engine
 
     async def _until_dead(self, engine: Engine) -> None:
-        while self.notice_death() is False:
+        while not self.notice_death():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CHECK_PERIOD_S):
                     await self._died.wait()

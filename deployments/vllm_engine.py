@@ -45,6 +45,7 @@ class VllmEngine:
             # In a thread: the constructor blocks until the engine's processes are up.
             self._llm = llm = await asyncio.to_thread(self._make)
             self._tasks = [str(task) for task in await llm.get_supported_tasks()]
+        # vLLM's start fails with whatever its parts raise; all of it means one thing here.
         except Exception as error:
             await self.stop()
             reason = str(error).strip().splitlines()

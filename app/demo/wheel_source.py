@@ -10,7 +10,7 @@ import os
 import re
 import subprocess
 import sys
-from importlib import resources, util
+from importlib import metadata, resources, util
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -86,7 +86,8 @@ def _environment_with_pip(wheel: Wheel) -> dict[str, str]:
     environment = dict(os.environ)
     # A user's PIP_VERBOSE or PIP_QUIET would be added to our own flag.
     environment = {key: value for key, value in environment.items() if key not in {"PIP_QUIET", "PIP_VERBOSE"}}
-    if util.find_spec("pip"):
+    # Not find_spec("pip"): setuptools hooks that lookup and gives up its distutils in this process, which torch needs.
+    if list(metadata.distributions(name="pip")):
         return environment
     bundled = resources.files("ensurepip") / "_bundled" if util.find_spec("ensurepip") else None
     copies = [item for item in bundled.iterdir() if item.name.startswith("pip-")] if bundled else []

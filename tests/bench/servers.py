@@ -28,6 +28,8 @@ import psutil
 import yaml
 from process_tree import freeze, thaw
 
+from app.launch import RAY_SETTINGS
+
 BENCH_DIR = Path(__file__).parent
 REPOSITORY = BENCH_DIR.parent.parent
 DEFAULT_MODEL_DIR = REPOSITORY / ".flashserve" / "models" / "smollm2-135m-instruct"
@@ -118,6 +120,7 @@ def server_environment(work_dir: Path) -> dict[str, str]:
     compute_threads = max(1, (psutil.cpu_count(logical=False) or 1) - 1)
     return {
         **own,
+        **RAY_SETTINGS,
         "OMP_NUM_THREADS": str(compute_threads),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_NO_USAGE_STATS": "1",

@@ -67,8 +67,7 @@ def embedding_config(port: int) -> dict[str, Any]:
     return serve_config(port, {"models": [m for m in args["models"] if m["id"] == EMBEDDING_MODEL]})
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGINT])
-def test_ctrl_c_ends_every_process_it_started(directory: Path, signal_number: int) -> None:
+def test_ctrl_c_ends_every_process_it_started(directory: Path) -> None:
     port = free_port()
     launched = Launched(directory, embedding_config(port))
     launched.until_it_answers()
@@ -77,7 +76,7 @@ def test_ctrl_c_ends_every_process_it_started(directory: Path, signal_number: in
     assert httpx.get(f"{url[1]}/health").is_success
     started = launched.everything()
     assert any("VLLM::EngineCore" in " ".join(process.cmdline()) for process in started)
-    os.kill(launched.process.pid, signal_number)
+    os.kill(launched.process.pid, signal.SIGINT)
     assert launched.process.wait(60) == 0, launched.output.read_text()
     assert [process for process in started if process.is_running() and process.status() != psutil.STATUS_ZOMBIE] == []
     assert "Traceback" not in launched.output.read_text()

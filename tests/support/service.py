@@ -18,6 +18,8 @@ import httpx
 import psutil
 import yaml
 
+from app.launch import RAY_SETTINGS
+
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT / ".flashserve" / "models"
 ADAPTERS = ROOT / "app" / "demo" / "adapters"
@@ -89,7 +91,7 @@ def free_port() -> int:
 def clean_environment(**extra: str) -> dict[str, str]:
     """The environment of a user who has installed the package and nothing else, with a Ray token of the test's own."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "PYTHONPATH"))}
-    defaults = {
+    defaults = RAY_SETTINGS | {
         "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16), "RAY_USAGE_STATS_ENABLED": "0",
         "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1",
     }  # fmt: skip
