@@ -1,0 +1,117 @@
+"""Folders in S3, or in anything that speaks its protocol; the one file that imports boto3."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import boto3
+from botocore.client import BaseClient
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from storage.errors import RemoteChangedError, RemoteDeniedError, RemoteError, RemoteMissingError, SourceError
+from storage.folders import FileInfo
+
+_CONNECT_TIMEOUT_S = 10
+_READ_TIMEOUT_S = 30
+_MAX_CONNECTIONS = 64
+_MISSING = {"404", "NoSuchKey", "NoSuchBucket", "NotFound"}
+_DENIED = {"401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "Forbidden"}
+_CHANGED = {"412", "PreconditionFailed", "416", "InvalidRange"}
+
+
+class S3Folder:
+    """The keys below ``s3://bucket/prefix``. Credentials and region come from the environment, as in every AWS tool."""
+
+    def __init__(self, url: str, endpoint_url: str | None = None) -> None:
+        """Raises SourceError if ``url`` names no bucket; reaches nothing yet."""
+        parts = urlsplit(url)
+        if parts.scheme != "s3" or not parts.netloc:
+            raise SourceError(url, "it should look like s3://bucket/prefix")
+        self.url = url.rstrip("/")
+        self._bucket = parts.netloc
+        prefix = parts.path.strip("/")
+        self._prefix = f"{prefix}/" if prefix else ""
+        self._client = _client(endpoint_url)
+
+    def list_files(self) -> list[FileInfo]:
+        """See ``Folder``."""
+        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._prefix)
+        with self._translating(""):
+            objects = [item for page in pages for item in page.get("Contents", ())]
+        if not objects:
+            raise RemoteMissingError(self.url, "there is nothing")
+        files = [
+            FileInfo(item["Key"].removeprefix(self._prefix), item["Size"], item["ETag"])
+            for item in objects
+            # Some tools make objects for directories.
+            if not item["Key"].endswith("/")
+        ]
+        return sorted(files, key=lambda file: file.path)
+
+    def read_into(self, file: FileInfo, start: int, out: memoryview) -> None:
+        """See ``Folder``: one ranged GET, bound to the version that was listed."""
+        if not len(out):
+            return
+        end = start + len(out) - 1
+        with self._translating(file.path):
+            reply = self._client.get_object(
+                Bucket=self._bucket, Key=self._prefix + file.path, Range=f"bytes={start}-{end}", IfMatch=file.version
+            )
+            with reply["Body"] as body:
+                done = 0
+                while done < len(out):
+                    count = body.readinto(out[done:])
+                    if not count:
+                        raise RemoteError(self._where(file.path), f"the connection ended at byte {start + done}")
+                    done += count
+
+    def write(self, path: str, source: Path) -> None:
+        """See ``Folder``: in parts and in parallel where the file is large."""
+        with self._translating(path):
+            self._client.upload_file(str(source), self._bucket, self._prefix + path)
+
+    @contextmanager
+    def _translating(self, path: str) -> Iterator[None]:
+        where = self._where(path)
+        try:
+            yield
+        except ClientError as error:
+            code = str(error.response.get("Error", {}).get("Code", ""))
+            status = str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
+            raise _kind({code, status})(where, f"S3 answers {status or code} {code}".strip()) from error
+        except (BotoCoreError, boto3.exceptions.S3UploadFailedError, OSError) as error:
+            raise RemoteError(where, str(error)) from error
+
+    def _where(self, path: str) -> str:
+        return f"{self.url}/{path}" if path else self.url
+
+    def __repr__(self) -> str:
+        return f"<S3Folder {self.url}>"
+
+
+def _client(endpoint_url: str | None) -> BaseClient:
+    # No retries of botocore's own: they would restart a chunk without knowing the copy's deadline.
+    config = Config(
+        connect_timeout=_CONNECT_TIMEOUT_S,
+        read_timeout=_READ_TIMEOUT_S,
+        max_pool_connections=_MAX_CONNECTIONS,
+        retries={"total_max_attempts": 1},
+        # Chunks have checksums of ours; S3's own would be computed over whole objects.
+        response_checksum_validation="when_required",
+        request_checksum_calculation="when_required",
+    )
+    arguments: dict[str, Any] = {"endpoint_url": endpoint_url} if endpoint_url else {}
+    return boto3.client("s3", config=config, **arguments)
+
+
+def _kind(codes: set[str]) -> type[RemoteError]:
+    if codes & _CHANGED:
+        return RemoteChangedError
+    if codes & _MISSING:
+        return RemoteMissingError
+    if codes & _DENIED:
+        return RemoteDeniedError
+    return RemoteError
