@@ -20,6 +20,9 @@ from deployments.types import ModelSpec
 # Without a size vLLM plans its KV cache for the whole machine, and a second engine no longer fits.
 DEFAULT_CPU_KV_CACHE_BYTES = 512 * 1024 * 1024
 
+# By name, since vLLM resolves it in the engine's own process.
+CPU_EXECUTOR = "deployments.cpu_executor.CpuExecutor"
+
 # Said elsewhere in the configuration, so naming them among the engine arguments would be ambiguous.
 _RESERVED = {
     "model": "it is the model's 'source'",
@@ -48,8 +51,10 @@ def engine_args(spec: ModelSpec) -> AsyncEngineArgs:
     }
     if spec.lora_enabled:
         values |= {"enable_lora": True, "max_loras": spec.max_loras, "max_lora_rank": spec.max_lora_rank}
-    if spec.device == "cpu" and "gpu_memory_utilization" not in spec.engine:
-        values["kv_cache_memory_bytes"] = DEFAULT_CPU_KV_CACHE_BYTES
+    if spec.device == "cpu":
+        values["distributed_executor_backend"] = CPU_EXECUTOR
+        if "gpu_memory_utilization" not in spec.engine:
+            values["kv_cache_memory_bytes"] = DEFAULT_CPU_KV_CACHE_BYTES
     return AsyncEngineArgs(**(values | spec.engine))
 
 

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from math import prod
 from pathlib import PurePosixPath
 from typing import Any
@@ -131,7 +132,7 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
         given_id, chunk_bytes = document["id"], document["chunk_bytes"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ManifestError(where, f"it is malformed ({type(error).__name__}: {error})") from error
-    problem = next(_problems(manifest, given_id, chunk_bytes), None)
+    problem = next(iter(_problems(manifest, given_id, chunk_bytes)), None)
     if problem:
         raise ManifestError(where, problem)
     return manifest
@@ -199,7 +200,7 @@ def _overlaps(tensors: list[TensorEntry]) -> Iterable[str]:
     names = [tensor.name for tensor in tensors]
     if len(set(names)) != len(names):
         yield f"'{tensors[0].file}' holds a tensor twice"
-    for before, after in zip(tensors, tensors[1:], strict=False):
+    for before, after in pairwise(tensors):
         if after.start < before.end:
             yield f"tensors '{before.name}' and '{after.name}' overlap"
 

@@ -127,7 +127,7 @@ class _Copy:
         policy = self.policy
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(_may_pass),
-            stop=tenacity.stop_after_attempt(policy.attempts) | self._is_late,
+            stop=self._gives_up,
             wait=tenacity.wait_random_exponential(policy.first_wait_s, policy.longest_wait_s),
             sleep=self._pause,
             reraise=True,
@@ -141,8 +141,8 @@ class _Copy:
             raise RemoteError(self._source.url, f"the copy took longer than {self.policy.deadline_s:g} s")
         self._source.read_into(info, start, out)
 
-    def _is_late(self, _: tenacity.RetryCallState) -> bool:
-        return time.monotonic() > self._until_s
+    def _gives_up(self, state: tenacity.RetryCallState) -> bool:
+        return state.attempt_number >= self.policy.attempts or time.monotonic() > self._until_s
 
     def _pause(self, seconds: float) -> None:
         self.stop.wait(min(seconds, max(0.0, self._until_s - time.monotonic())))

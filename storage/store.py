@@ -72,15 +72,18 @@ class SnapshotStore:
     def __init__(self, config: StoreConfig, clock: Callable[[], float] = time.time) -> None:
         self._config = config
         self._clock = clock
-        self._tiers = {"dram": LocalTier("dram", config.dram_dir), "disk": LocalTier("disk", config.disk_dir)}
-        self._capacity = {"dram": config.dram_bytes, "disk": config.disk_bytes}
+        self._tiers: dict[TierName, LocalTier] = {
+            "dram": LocalTier("dram", config.dram_dir),
+            "disk": LocalTier("disk", config.disk_dir),
+        }
+        self._capacity: dict[TierName, int] = {"dram": config.dram_bytes, "disk": config.disk_bytes}
         self._entries: dict[TierName, dict[str, _Entry]] = {"dram": {}, "disk": {}}
         self._leases: dict[str, Lease] = {}
         self._pins: dict[str, TierName] = {}
         self._waiting: Counter[str] = Counter()
         self._under_way: dict[str, asyncio.Task[Any]] = {}
         # Held from the decision to evict until the bytes are gone and the newcomer's are spoken for.
-        self._rooms = {"dram": asyncio.Lock(), "disk": asyncio.Lock()}
+        self._rooms: dict[TierName, asyncio.Lock] = {"dram": asyncio.Lock(), "disk": asyncio.Lock()}
         self._bytes_per_s = dict(_FIRST_BYTES_PER_S)
 
     async def recover(self) -> None:

@@ -17,7 +17,7 @@ import re
 import secrets
 import shutil
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from storage.errors import CorruptSnapshotError, ManifestError, SnapshotMissingError, StorageError, TierFullError
 from storage.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileEntry, Manifest, parse_manifest
@@ -222,7 +222,7 @@ class _Lock:
         self._descriptor: int | None = None
         self.taken = False
 
-    def __enter__(self) -> "_Lock":
+    def __enter__(self) -> Self:
         try:
             self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
             fcntl.flock(self._descriptor, self._operation)

@@ -75,10 +75,20 @@ def hub_place(_: Path) -> Iterator[Place]:
         )
 
 
-@pytest.fixture(params=[directory_place, s3_place, hub_place], ids=["directory", "s3", "hub"])
-def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+@pytest.fixture(autouse=True)
+def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "x"}.items():
         monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(params=[directory_place, s3_place, hub_place], ids=["directory", "s3", "hub"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    with request.param(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture(params=[s3_place, hub_place], ids=["s3", "hub"])
+def far_place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     with request.param(tmp_path) as made:
         yield made
 
@@ -112,16 +122,15 @@ def test_where_nothing_is_nothing_is_listed(place: Place) -> None:
     ("fault", "expected"),
     [(403, RemoteDeniedError), (404, RemoteMissingError), (500, RemoteError), (503, RemoteError), ("cut", RemoteError)],
 )
-def test_what_goes_wrong_is_told_apart(place: Place, fault: int | str, expected: type[RemoteError]) -> None:
-    if place.break_next is None:
-        pytest.skip("nothing can break this place from outside")
-    file = next(file for file in place.folder.list_files() if file.path == "a/model.safetensors")
-    place.break_next(fault)
+def test_what_goes_wrong_is_told_apart(far_place: Place, fault: int | str, expected: type[RemoteError]) -> None:
+    assert far_place.break_next is not None
+    file = next(file for file in far_place.folder.list_files() if file.path == "a/model.safetensors")
+    far_place.break_next(fault)
     with pytest.raises(RemoteError) as caught:
-        place.folder.read_into(file, 0, memoryview(bytearray(5000)))
+        far_place.folder.read_into(file, 0, memoryview(bytearray(5000)))
     assert type(caught.value) is expected
     assert "model.safetensors" in str(caught.value)
-    assert read_whole(place.folder, file) == FILES[file.path], "the next read is whole again"
+    assert read_whole(far_place.folder, file) == FILES[file.path], "the next read is whole again"
 
 
 def test_nobody_listens(tmp_path: Path) -> None:
@@ -133,9 +142,7 @@ def test_nobody_listens(tmp_path: Path) -> None:
         DirectoryFolder(tmp_path / "no").list_files()
 
 
-def test_written_files_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}.items():
-        monkeypatch.setenv(name, value)
+def test_written_files_are_there(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.write_bytes(bytes(9_000_000))
     with serve_s3() as server:

@@ -37,10 +37,12 @@ class CountingFolder(DirectoryFolder):
         self.reads: Counter[str] = Counter()
         self.gate = threading.Event()
         self.gate.set()
+        self.reading = threading.Event()
 
     def read_into(self, file: FileInfo, start: int, out: memoryview) -> None:
         self.reads[file.path] += 1
         if file.path != MANIFEST_NAME:
+            self.reading.set()
             assert self.gate.wait(10)
         super().read_into(file, start, out)
 
@@ -104,8 +106,7 @@ async def test_it_answers_while_it_copies(config: StoreConfig, published: list[t
     source.gate.clear()
     store = await started(config)
     copying = asyncio.create_task(store.acquire(manifest.id, "a", source))
-    while not tiers_of(store, manifest):
-        await asyncio.sleep(0)
+    await asyncio.to_thread(source.reading.wait, 10)
     assert store.describe()["dram"]["snapshots"][0]["whole"] is False
     with pytest.raises(SnapshotBusyError):
         await store.remove(manifest.id)
@@ -184,9 +185,7 @@ async def test_an_unreadable_snapshot_is_dropped_at_the_start(
     assert not (config.dram_dir / manifest.id).exists()
 
 
-async def test_damage_on_disk_never_reaches_dram(
-    config: StoreConfig, published: list[tuple[Manifest, Path]]
-) -> None:
+async def test_damage_on_disk_never_reaches_dram(config: StoreConfig, published: list[tuple[Manifest, Path]]) -> None:
     manifest, directory = published[0]
     await (await started(config)).acquire(manifest.id, "a", DirectoryFolder(directory))
     LocalTier("dram", config.dram_dir).remove(manifest.id)
@@ -258,20 +257,18 @@ actions = st.lists(
 )
 
 
-@given(actions, st.integers(0, 4), st.integers(0, 4))
+@given(actions, st.tuples(st.integers(0, 4), st.integers(0, 4)))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_is_asked_budgets_and_leases_hold(
     config: StoreConfig,
     published: list[tuple[Manifest, Path]],
     tmp_path_factory: pytest.TempPathFactory,
     steps: list[tuple[str, int]],
-    dram_count: int,
-    disk_count: int,
+    capacities: tuple[int, int],
 ) -> None:
     root = tmp_path_factory.mktemp("any")
-    config = replace(
-        config, dram_dir=root / "m", dram_bytes=dram_count * ONE, disk_dir=root / "d", disk_bytes=disk_count * ONE
-    )
+    dram_bytes, disk_bytes = (count * ONE for count in capacities)
+    config = replace(config, dram_dir=root / "m", dram_bytes=dram_bytes, disk_dir=root / "d", disk_bytes=disk_bytes)
 
     async def play() -> None:
         store = await started(config)

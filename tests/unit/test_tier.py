@@ -99,9 +99,7 @@ def test_no_room_is_said_before_a_byte_is_copied(
     assert left_behind(tier) == []
 
 
-def test_recovery_removes_what_the_dead_left_and_nothing_else(
-    tier: LocalTier, made: Path, manifest: Manifest
-) -> None:
+def test_recovery_removes_what_the_dead_left_and_nothing_else(tier: LocalTier, made: Path, manifest: Manifest) -> None:
     program = (
         "import os, sys; from pathlib import Path; from storage.tier import LocalTier, read_manifest\n"
         f"tier = LocalTier({tier.name!r}, Path({str(tier.root)!r}))\n"
