@@ -8,7 +8,7 @@ TORCH := $(shell grep '^torch==' requirements.lock 2>/dev/null)
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 SOURCES := app deployments autoscaler storage tests
 
-.PHONY: help setup models serve test check format lock clean bench-throughput
+.PHONY: help setup models serve test check format lock clean bench-throughput bench-storage bench-storage-gpu
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -50,6 +50,13 @@ format: setup ## format and fix what can be fixed
 
 bench-throughput: models ## throughput and latency beside stock vLLM and Ray Serve LLM (about half an hour)
 	$(BIN)/python tests/bench/throughput.py
+
+bench-storage: setup ## how fast snapshots reach host memory, beside the raw limits and boto3 (a few minutes)
+	$(BIN)/python tests/bench/staging.py
+
+# Needs Python, torch and safetensors only: say make bench-storage-gpu BIN=/path/to/such/a/bin where nothing else is.
+bench-storage-gpu: ## how fast a snapshot gets from host memory to the GPU
+	$(BIN)/python tests/bench/transfer_gpu.py
 
 # uv is needed for this alone: pip can't overrule what packages wrongly declare. Its finder needs to see the CPU build.
 UV := uv pip compile pyproject.toml --python-version 3.11 --custom-compile-command "make lock"

@@ -7,8 +7,12 @@ import typer
 from rich.console import Console
 
 from app.errors import AppError
+from app.snapshot_cli import cli as snapshot_cli
+from deployments.errors import DeploymentError
+from storage.errors import StorageError
 
 cli = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
+cli.add_typer(snapshot_cli, name="snapshot")
 console = Console()
 
 ConfigFile = Annotated[Path, typer.Argument(help="Serve config file that names app.builder:build_app")]
@@ -47,7 +51,7 @@ def main() -> None:
     """Run the command line; an error of ours is one message on standard error and status 1."""
     try:
         cli()
-    except AppError as error:
+    except (AppError, DeploymentError, StorageError) as error:
         Console(stderr=True).print(f"flashserve: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
         raise SystemExit(1) from None
 

@@ -23,6 +23,9 @@ DEFAULT_CPU_KV_CACHE_BYTES = 512 * 1024 * 1024
 # By name, since vLLM resolves it in the engine's own process.
 CPU_EXECUTOR = "deployments.cpu_executor.CpuExecutor"
 
+# The load format of ``snapshot_loader``, which only vLLM's own processes import.
+SNAPSHOT_FORMAT = "flashserve"
+
 # Said elsewhere in the configuration, so naming them among the engine arguments would be ambiguous.
 _RESERVED = {
     "model": "it is the model's 'source'",

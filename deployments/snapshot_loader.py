@@ -20,18 +20,17 @@ from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
+from deployments.engine_args import SNAPSHOT_FORMAT
 from storage.errors import CorruptSnapshotError
 from storage.manifest import MANIFEST_NAME, parse_manifest
 from storage.weights import map_tensors, rank_file, write_tensors
 
 logger = logging.getLogger(__name__)
 
-LOAD_FORMAT = "flashserve"
-
 
 def register() -> None:
     """Entry point: make vLLM know the load format, in whichever of its processes this is."""
-    register_model_loader(LOAD_FORMAT)(SnapshotLoader)
+    register_model_loader(SNAPSHOT_FORMAT)(SnapshotLoader)
 
 
 class SnapshotLoader(BaseModelLoader):
@@ -43,7 +42,9 @@ class SnapshotLoader(BaseModelLoader):
         self._snapshot: str | None = extra.pop("snapshot", None)
         self._build: str | None = extra.pop("build", None)
         if extra or (self._snapshot is None) == (self._build is None):
-            message = f"load format '{LOAD_FORMAT}' takes either 'snapshot' or 'build', not {sorted(extra) or 'both'}"
+            message = (
+                f"load format '{SNAPSHOT_FORMAT}' takes either 'snapshot' or 'build', not {sorted(extra) or 'both'}"
+            )
             raise ValueError(message)
         self._stock = DefaultModelLoader(LoadConfig(load_format="safetensors"))
 

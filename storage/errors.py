@@ -8,6 +8,7 @@ StorageError
 ├── SnapshotMissingError    there is no such snapshot here
 ├── SnapshotBusyError       a snapshot is in use and can't be removed
 ├── TierFullError           a tier has no room, also after everything that may go has gone
+├── DeviceError             a device can't do what is asked of it
 └── RemoteError             a remote place doesn't give what was asked for
     ├── RemoteMissingError  it has no such thing
     ├── RemoteDeniedError   it refuses access
@@ -104,6 +105,18 @@ class TierFullError(StorageError):
 
     def __str__(self) -> str:
         return f"the {self.tier} tier is full: {self.needed_bytes} bytes are needed, {self.free_bytes} can be had"
+
+
+class DeviceError(StorageError):
+    """``device`` can't do what is asked of it."""
+
+    def __init__(self, device: str, reason: str) -> None:
+        super().__init__(device, reason)
+        self.device = device
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"device {self.device}: {self.reason}"
 
 
 class RemoteError(StorageError):

@@ -30,7 +30,7 @@ ELEMENT_BITS = {
     "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
 }  # fmt: skip
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
-_DIGEST = re.compile(r"[0-9a-f]{64}")
+_CHECKSUM = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One file: ``path`` is relative, with ``/``; ``chunks`` are SHA-256 digests of its pieces of ``CHUNK_BYTES``."""
+    """One file: ``path`` is relative, with ``/``; ``chunks`` are checksums of its pieces of ``CHUNK_BYTES``."""
 
     path: str
     size_bytes: int
@@ -175,7 +175,7 @@ def _file_problems(files: tuple[FileEntry, ...]) -> Iterable[str]:
             yield "it lists itself"
         if len(file.chunks) != -(-file.size_bytes // CHUNK_BYTES):
             yield f"'{file.path}' has {len(file.chunks)} checksums for {file.size_bytes} bytes"
-        if not all(_DIGEST.fullmatch(chunk) for chunk in file.chunks):
+        if not all(_CHECKSUM.fullmatch(chunk) for chunk in file.chunks):
             yield f"'{file.path}' has a checksum that is none"
 
 

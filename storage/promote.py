@@ -6,7 +6,6 @@ chunks pass through one buffer a thread. Does not cover: where bytes come from (
 they end up (``tier``).
 """
 
-import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -15,10 +14,11 @@ from dataclasses import dataclass
 
 import tenacity
 
+from storage.checksum import chunk_checksum
 from storage.errors import CorruptSnapshotError, RemoteChangedError, RemoteDeniedError, RemoteError, RemoteMissingError
 from storage.folders import FileInfo, Folder
 from storage.manifest import CHUNK_BYTES, FileEntry, Manifest
-from storage.tier import PartialSnapshot
+from storage.partial import PartialSnapshot
 
 _FINAL = (RemoteChangedError, RemoteDeniedError, RemoteMissingError)
 
@@ -68,25 +68,25 @@ def copy_snapshot(
         _wait_for_all([pool.submit(copy.chunk, *chunk) for chunk in chunks], copy.stop)
 
 
-def verify_files(manifest: Manifest, source: Folder, threads: int = 4) -> None:
-    """Read every chunk and check it.
+def verify_files(manifest: Manifest, source: Folder, on_chunk: Callable[[int], object] = lambda _: None) -> None:
+    """Read every chunk and check it; ``on_chunk`` as in ``copy_snapshot``.
 
     Raises:
         CorruptSnapshotError: something is missing, too much, or not what the manifest says.
         RemoteError: it can't be read.
     """
-    copy_snapshot(manifest, source, (), CopyPolicy(threads=threads, attempts=1))
+    copy_snapshot(manifest, source, (), CopyPolicy(threads=4, attempts=1), on_chunk)
 
 
-def digest_chunks(path: str, read: Callable[[int, memoryview], object], size_bytes: int) -> FileEntry:
+def checksum_chunks(path: str, read: Callable[[int, memoryview], object], size_bytes: int) -> FileEntry:
     """Return the manifest's entry of a file, whose bytes ``read(start, out)`` gives."""
     buffer = memoryview(bytearray(min(CHUNK_BYTES, size_bytes)))
-    digests = []
+    checksums = []
     for start in range(0, size_bytes, CHUNK_BYTES):
         out = buffer[: min(CHUNK_BYTES, size_bytes - start)]
         read(start, out)
-        digests.append(hashlib.sha256(out).hexdigest())
-    return FileEntry(path, size_bytes, tuple(digests))
+        checksums.append(chunk_checksum(out))
+    return FileEntry(path, size_bytes, tuple(checksums))
 
 
 class _Copy:
@@ -107,7 +107,7 @@ class _Copy:
         start, end = file.chunk_range(index)
         own, out = self._room(file, start, end)
         self._read(info, start, out)
-        if hashlib.sha256(out).hexdigest() != file.chunks[index]:
+        if chunk_checksum(out) != file.chunks[index]:
             raise CorruptSnapshotError(self._source.url, file.path, f"has a wrong checksum from byte {start} on")
         for target in self._targets:
             if target is not own:

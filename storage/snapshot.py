@@ -6,7 +6,7 @@ Covers: what is common to every place a snapshot can be in. Does not cover: writ
 
 import json
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from storage.manifest import (
     TensorEntry,
     parse_manifest,
 )
-from storage.promote import digest_chunks, verify_files
+from storage.promote import checksum_chunks, verify_files
 
 _HEADER_LENGTH = struct.Struct("<Q")
 _MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
@@ -44,7 +44,7 @@ def describe_directory(name: str, origin: Origin, directory: Path) -> Manifest:
 
 def describe_file(folder: Folder, info: FileInfo) -> FileEntry:
     """Return a file's entry. Raises RemoteError."""
-    return digest_chunks(info.path, lambda start, out: folder.read_into(info, start, out), info.size_bytes)
+    return checksum_chunks(info.path, lambda start, out: folder.read_into(info, start, out), info.size_bytes)
 
 
 def read_header(folder: Folder, info: FileInfo) -> list[TensorEntry]:
@@ -115,25 +115,28 @@ def verify(manifest: Manifest, directory: Path) -> None:
         RemoteError: it can't be read, or a link leaves it.
     """
     folder = DirectoryFolder(directory)
-    known = {MANIFEST_NAME, *(file.path for file in manifest.files)}
-    for path in _paths(folder.list_files()):
-        if path not in known:
-            raise CorruptSnapshotError(str(directory), path, "is not in the manifest")
+    verify_shape(manifest, folder)
     verify_files(manifest, folder)
-    stated = {(tensor.file, tensor.name): tensor for tensor in manifest.tensors}
-    found = {
-        (tensor.file, tensor.name): tensor
-        for info in folder.list_files()
-        if info.path.endswith(".safetensors")
-        for tensor in read_header(folder, info)
-    }
+
+
+def verify_shape(manifest: Manifest, folder: Folder) -> None:
+    """Check that the files and tensors are those of the manifest, without reading the weights. Raises as ``verify``."""
+    infos = folder.list_files()
+    known = {MANIFEST_NAME, *(file.path for file in manifest.files)}
+    for path in sorted(known - {info.path for info in infos}):
+        raise CorruptSnapshotError(folder.url, path, "is missing")
+    for info in infos:
+        if info.path not in known:
+            raise CorruptSnapshotError(folder.url, info.path, "is not in the manifest")
+    stated = set(manifest.tensors)
+    weights = [info for info in infos if info.path.endswith(".safetensors")]
+    try:
+        found = {tensor for info in weights for tensor in read_header(folder, info)}
+    except ManifestError as error:
+        raise CorruptSnapshotError(folder.url, error.where.removeprefix(f"{folder.url}/"), error.reason) from error
     if stated != found:
-        name = min(key for key in stated.keys() | found.keys() if stated.get(key) != found.get(key))
-        raise CorruptSnapshotError(str(directory), name[0], f"and the manifest differ in tensor '{name[1]}'")
-
-
-def _paths(files: Iterable[FileInfo]) -> list[str]:
-    return [file.path for file in files]
+        tensor = min(stated ^ found, key=lambda tensor: (tensor.file, tensor.name))
+        raise CorruptSnapshotError(folder.url, tensor.file, f"and the manifest differ in tensor '{tensor.name}'")
 
 
 def _range(folder: Folder, info: FileInfo, start: int, length: int) -> bytes:

@@ -21,9 +21,10 @@ from storage.cache import Kept, make_room
 from storage.errors import SnapshotBusyError, SnapshotMissingError, StorageError, TierFullError
 from storage.folders import DirectoryFolder, Folder
 from storage.manifest import Manifest
+from storage.partial import PartialSnapshot, TierName
 from storage.promote import CopyPolicy, copy_snapshot
 from storage.snapshot import open_published, verify
-from storage.tier import LocalTier, PartialSnapshot, TierName
+from storage.tier import LocalTier
 
 logger = logging.getLogger(__name__)
 

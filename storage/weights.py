@@ -63,19 +63,25 @@ def map_tensors(path: Path, entries: Iterable[TensorEntry]) -> dict[str, torch.T
         CorruptSnapshotError: the file is missing, or shorter than ``entries`` say.
     """
     entries = list(entries)
+    memory = map_file(path)
+    if any(entry.end > memory.nbytes for entry in entries):
+        raise CorruptSnapshotError(str(path.parent), path.name, f"ends after {memory.nbytes} bytes")
+    return {
+        entry.name: memory[entry.start : entry.end].view(_DTYPES[entry.dtype]).view(entry.shape) for entry in entries
+    }
+
+
+def map_file(path: Path, *, shared: bool = False) -> torch.Tensor:
+    """Return a file's mapping as one tensor of uint8: private as in ``map_tensors``, or ``shared``, to be page-locked.
+
+    Locking a private mapping would first copy every page of it; nobody may write to a shared one.
+
+    Raises:
+        CorruptSnapshotError: it can't be mapped.
+    """
     try:
-        with path.open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        with path.open("r+b" if shared else "rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_WRITE if shared else mmap.ACCESS_COPY)
     except (OSError, ValueError) as error:
         raise CorruptSnapshotError(str(path.parent), path.name, f"can't be mapped: {error}") from error
-    if any(entry.end > len(mapped) for entry in entries):
-        raise CorruptSnapshotError(str(path.parent), path.name, f"ends after {len(mapped)} bytes")
-    return {entry.name: _view(mapped, entry) for entry in entries}
-
-
-def _view(mapped: mmap.mmap, entry: TensorEntry) -> torch.Tensor:
-    dtype = _DTYPES[entry.dtype]
-    if entry.end == entry.start:
-        return torch.empty(entry.shape, dtype=dtype)
-    plain = torch.frombuffer(mapped, dtype=torch.uint8, count=entry.end - entry.start, offset=entry.start)
-    return plain.view(dtype).view(entry.shape)
+    return torch.frombuffer(mapped, dtype=torch.uint8)

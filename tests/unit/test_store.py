@@ -21,9 +21,10 @@ from storage.errors import (
 )
 from storage.folders import DirectoryFolder, FileInfo
 from storage.manifest import MANIFEST_NAME, Manifest
+from storage.partial import PartialSnapshot
 from storage.promote import CopyPolicy
 from storage.store import SnapshotStore, StoreConfig
-from storage.tier import LocalTier, PartialSnapshot
+from storage.tier import LocalTier
 
 COUNT = 6
 ONE = 5000  # bytes: every sample has a little less
@@ -226,7 +227,7 @@ async def test_a_tier_that_others_have_filled_is_left_out(
     allocate = PartialSnapshot.allocate
 
     def allocate_unless_full(partial: PartialSnapshot) -> None:
-        if partial.tier.name == full:
+        if partial.tier == full:
             raise OSError(28, "No space left on device")
         allocate(partial)
 

@@ -18,9 +18,10 @@ from storage.errors import (
 )
 from storage.folders import DirectoryFolder
 from storage.manifest import CHUNK_BYTES, MANIFEST_NAME, Manifest
+from storage.partial import TierName
 from storage.promote import CopyPolicy, copy_snapshot
 from storage.snapshot import verify
-from storage.tier import LocalTier, TierName
+from storage.tier import LocalTier
 
 ONCE = CopyPolicy(threads=2, attempts=1)
 

@@ -1,0 +1,157 @@
+"""``flashserve snapshot``: build snapshots ahead of time, look at them, check them, move them."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.table import Table
+
+from storage.errors import SnapshotMissingError
+from storage.folders import DirectoryFolder
+from storage.manifest import Manifest
+from storage.promote import CopyPolicy, copy_snapshot, verify_files
+from storage.remote import open_folder
+from storage.snapshot import open_published, publish, verify_shape
+from storage.tier import LocalTier
+
+cli = typer.Typer(no_args_is_help=True, help="Build, check and move model snapshots.")
+console = Console()
+
+_ID_DIGITS = 12
+Directory = Annotated[Path, typer.Option("--dir", help="the disk tier")]
+Name = Annotated[str, typer.Argument(help="a model's id, or the beginning of a snapshot's")]
+Endpoint = Annotated[str | None, typer.Option(help="address of an S3 server other than Amazon's")]
+DEFAULT_DIRECTORY = Path(".flashserve/snapshots")
+
+
+@cli.command()
+def build(
+    models: Annotated[list[str] | None, typer.Argument(help="ids of configured models; all if none is given")] = None,
+    config_file: Annotated[Path, typer.Option("--config", help="Serve config file")] = Path("serve_config.yaml"),
+    directory: Directory = DEFAULT_DIRECTORY,
+) -> None:
+    """Build the snapshots of configured models that are not there yet."""
+    from app.builder import check_models  # noqa: PLC0415 - imports vLLM
+    from app.errors import ConfigError  # noqa: PLC0415
+    from app.launch import read_plan  # noqa: PLC0415
+    from deployments.snapshot_builder import build_snapshot, origin_of  # noqa: PLC0415
+    from deployments.vllm_engine import VllmEngine  # noqa: PLC0415
+
+    tier = _tier(directory)
+    specs = {spec.id: spec for spec in check_models(read_plan(config_file).config)}
+    for model in models or specs:
+        if model not in specs:
+            raise ConfigError((f"models: there is no model '{model}' in {config_file}",))
+        spec = specs[model]
+        with console.status(f"{model}: looking at the checkpoint …"):
+            origin = origin_of(spec, directory)
+        if origin.snapshot_id in tier:
+            console.print(f"{model}: {origin.snapshot_id[:_ID_DIGITS]} is there already", highlight=False)
+            continue
+        with console.status(f"{model}: building …"):
+            manifest = asyncio.run(build_snapshot(spec, origin, tier, VllmEngine))
+        console.print(f"{model}: built {_text(manifest)}", highlight=False)
+
+
+@cli.command("ls")
+def list_snapshots(directory: Directory = DEFAULT_DIRECTORY) -> None:
+    """List the snapshots of the disk tier."""
+    tier = _tier(directory)
+    table = Table("id", "model", "size", "type", "tensors", "made for")
+    for snapshot_id in tier.ids():
+        manifest = tier.manifest(snapshot_id)
+        origin = manifest.origin
+        quantized = f"{origin.dtype} {origin.quantization or ''}".strip()
+        made_for = f"{origin.platform}, vLLM {origin.vllm_version}, {origin.tensor_parallel} ranks"
+        row = (snapshot_id[:_ID_DIGITS], manifest.name, decimal(manifest.size_bytes), quantized)
+        table.add_row(*row, str(len(manifest.tensors)), made_for)
+    console.print(table)
+
+
+@cli.command()
+def verify(
+    names: Annotated[list[str] | None, typer.Argument()] = None, directory: Directory = DEFAULT_DIRECTORY
+) -> None:
+    """Read snapshots whole and compare them with their manifests; all of them if none is named."""
+    tier = _tier(directory)
+    tier.recover()
+    for snapshot_id in [_find(tier, name).id for name in names or ()] or tier.ids():
+        manifest = tier.manifest(snapshot_id)
+        folder = DirectoryFolder(tier.path(snapshot_id))
+        with _bar("checking", manifest) as advance:
+            verify_shape(manifest, folder)
+            verify_files(manifest, folder, on_chunk=advance)
+        console.print(f"[green]ok[/] {_text(manifest)}", highlight=False)
+
+
+@cli.command("rm")
+def remove(name: Name, directory: Directory = DEFAULT_DIRECTORY) -> None:
+    """Remove a snapshot; engines that run keep what they have mapped."""
+    tier = _tier(directory)
+    manifest = _find(tier, name)
+    tier.remove(manifest.id)
+    console.print(f"removed {_text(manifest)}", highlight=False)
+
+
+@cli.command("publish")
+def publish_snapshot(
+    name: Name,
+    url: Annotated[str, typer.Argument(help="s3://bucket/prefix, or a directory")],
+    s3_endpoint_url: Endpoint = None,
+    directory: Directory = DEFAULT_DIRECTORY,
+) -> None:
+    """Store a snapshot where other nodes can fetch it; they see it when it is whole."""
+    tier = _tier(directory)
+    manifest = _find(tier, name)
+    with _bar("publishing", manifest) as advance:
+        target = open_folder(url, s3_endpoint_url)
+        publish(manifest, tier.path(manifest.id), target, lambda file: advance(file.size_bytes))
+    console.print(f"published {_text(manifest)} at {url}", highlight=False)
+
+
+@cli.command()
+def fetch(
+    url: Annotated[str, typer.Argument(help="where a snapshot was published")],
+    s3_endpoint_url: Endpoint = None,
+    directory: Directory = DEFAULT_DIRECTORY,
+) -> None:
+    """Bring a published snapshot into the disk tier."""
+    tier = _tier(directory)
+    source = open_folder(url, s3_endpoint_url)
+    manifest = open_published(source)
+    if manifest.id not in tier:
+        with tier.begin(manifest) as partial, _bar("fetching", manifest) as advance:
+            copy_snapshot(manifest, source, [partial], CopyPolicy(), advance)
+            partial.commit()
+    console.print(f"{_text(manifest)} is in {directory}", highlight=False)
+
+
+def _tier(directory: Path) -> LocalTier:
+    return LocalTier("disk", directory)
+
+
+def _find(tier: LocalTier, name: str) -> Manifest:
+    manifests = [tier.manifest(snapshot_id) for snapshot_id in tier.ids()]
+    found = [manifest for manifest in manifests if manifest.name == name or manifest.id.startswith(name)]
+    if len(found) != 1:
+        several = ", ".join(manifest.id[:_ID_DIGITS] for manifest in found)
+        raise SnapshotMissingError(f"{name} (it could be {several})" if found else name)
+    return found[0]
+
+
+def _text(manifest: Manifest) -> str:
+    return f"{manifest.name} {manifest.id[:_ID_DIGITS]} ({decimal(manifest.size_bytes)})"
+
+
+@contextmanager
+def _bar(verb: str, manifest: Manifest) -> Iterator[Callable[[int], None]]:
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+        task = progress.add_task(f"{verb} {manifest.name}", total=manifest.size_bytes)
+        yield lambda size_bytes: progress.advance(task, size_bytes)

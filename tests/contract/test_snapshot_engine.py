@@ -1,0 +1,86 @@
+"""Engines from snapshots answer as engines from checkpoints do, and read no checkpoint. Real vLLM."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from vllm.pooling_params import PoolingParams
+
+from deployments.snapshot_builder import build_snapshot, origin_of, with_loader
+from deployments.types import EmbedRequest, GenerateRequest, ModelSpec
+from deployments.vllm_engine import VllmEngine
+from storage.snapshot import verify
+from storage.tier import LocalTier
+from tests.support.service import CHAT_MODEL, EMBEDDING_MODEL, MODELS
+
+ENGINE = {"dtype": "float32", "max_model_len": 256, "kv_cache_memory_bytes": 64 << 20, "enforce_eager": True}
+PROMPT = [504, 3575, 282, 4649, 314]
+SPECS = [
+    ModelSpec(CHAT_MODEL, str(MODELS / CHAT_MODEL), ENGINE),
+    ModelSpec(EMBEDDING_MODEL, str(MODELS / EMBEDDING_MODEL), {"runner": "pooling", "enforce_eager": True}),
+]
+
+
+async def answer(engine: VllmEngine) -> Any:
+    if "generate" not in engine.supported_tasks():
+        ask: EmbedRequest = {
+            "stream_id": "e",
+            "model_id": EMBEDDING_MODEL,
+            "prompt_token_ids": [101, 4937, 102],
+            "pooling": msgspec.to_builtins(PoolingParams(task="embed")),
+        }
+        return await engine.embed(ask)
+    request: GenerateRequest = {
+        "stream_id": "g",
+        "model_id": CHAT_MODEL,
+        "prompt_token_ids": PROMPT,
+        "sampling": {"temperature": 0.0, "max_tokens": 12, "ignore_eos": True, "logprobs": 2},
+        "reply_to": {"host": "", "port": 0, "key": ""},
+    }
+    return [(delta.token_ids, delta.logprobs) async for delta in engine.generate(request)]
+
+
+class AskedEngine(VllmEngine):
+    """Answers once before it is stopped."""
+
+    answer: Any = None
+
+    async def stop(self) -> None:
+        try:
+            if self._llm is not None:
+                self.answer = await answer(self)
+        finally:
+            await super().stop()
+
+
+def without_weights(spec: ModelSpec, directory: Path) -> ModelSpec:
+    """The model with nothing left of its checkpoint but the small files."""
+    shutil.copytree(spec.path, directory, ignore=shutil.ignore_patterns("*.safetensors"))
+    assert json.loads((directory / "config.json").read_text())
+    return replace(spec, path=str(directory))
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.id)
+async def test_a_restored_engine_answers_as_the_one_that_was_built(spec: ModelSpec, tmp_path: Path) -> None:
+    disk = LocalTier("disk", tmp_path / "disk")
+    origin = origin_of(spec, tmp_path)
+    built: list[AskedEngine] = []
+
+    def make_engine(spec: ModelSpec) -> AskedEngine:
+        built.append(AskedEngine(spec))
+        return built[-1]
+
+    manifest = await build_snapshot(spec, origin, disk, make_engine)
+    assert manifest.id == origin.snapshot_id == origin_of(spec, tmp_path).snapshot_id
+    assert disk.ids() == [manifest.id]
+
+    path = disk.path(manifest.id)
+    restored = AskedEngine(with_loader(without_weights(spec, tmp_path / "small"), snapshot=path))
+    await restored.start()
+    await restored.stop()
+    assert restored.answer == built[0].answer is not None
+    verify(manifest, path)  # serving has changed nothing in it
