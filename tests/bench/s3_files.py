@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-RANGE = re.compile(r"bytes=(\d+)-(\d+)")
+RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 PIECE_BYTES = 1 << 20
 
 
@@ -66,7 +66,8 @@ class Handler(BaseHTTPRequestHandler):
     def send_file(self, path: Path) -> None:
         size_bytes = path.stat().st_size
         match = RANGE.fullmatch(self.headers.get("Range", ""))
-        start, end = (int(match[1]), int(match[2]) + 1) if match else (0, size_bytes)
+        start = int(match[1]) if match else 0
+        end = int(match[2]) + 1 if match and match[2] else size_bytes
         headers = {"ETag": etag(path), "Content-Range": f"bytes {start}-{end - 1}/{size_bytes}"}
         self.head(206 if match else 200, end - start, headers)
         if self.command == "HEAD":
