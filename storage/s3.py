@@ -17,6 +17,8 @@ from storage.folders import FileInfo
 _CONNECT_TIMEOUT_S = 10
 _READ_TIMEOUT_S = 30
 _MAX_CONNECTIONS = 64
+# urllib3 reads into memory of its own and copies: blocks this small stay in the processor's cache.
+_BLOCK_BYTES = 256 * 1024
 _MISSING = {"404", "NoSuchKey", "NoSuchBucket", "NotFound"}
 _DENIED = {"401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "Forbidden"}
 _CHANGED = {"412", "PreconditionFailed", "416", "InvalidRange"}
@@ -63,7 +65,7 @@ class S3Folder:
             with reply["Body"] as body:
                 done = 0
                 while done < len(out):
-                    count = body.readinto(out[done:])
+                    count = body.readinto(out[done : done + _BLOCK_BYTES])
                     if not count:
                         raise RemoteError(self._where(file.path), f"the connection ended at byte {start + done}")
                     done += count

@@ -30,13 +30,12 @@ from staging_plot import plot
 
 from storage.folders import DirectoryFolder, Folder
 from storage.manifest import CHUNK_BYTES, MANIFEST_NAME, Manifest, Origin
-from storage.promote import CopyPolicy, copy_snapshot
+from storage.promote import DEFAULT_THREADS, CopyPolicy, copy_snapshot
 from storage.s3 import S3Folder
 from storage.snapshot import describe_directory
 from storage.tier import LocalTier
 
 NAME = "storage"
-THREADS = 8
 CAPPED_BYTES_PER_S = 200e6
 MEMORY_DIR = Path("/dev/shm")  # noqa: S108 - the tier itself
 WEIGHTS = "rank-000.safetensors"
@@ -113,7 +112,7 @@ def memory_tier() -> Iterator[LocalTier]:
 def promote(manifest: Manifest, source: Folder) -> None:
     """Ours: into the dram tier, checked and committed."""
     with memory_tier() as tier, tier.begin(manifest) as partial:
-        copy_snapshot(manifest, source, [partial], CopyPolicy(threads=THREADS))
+        copy_snapshot(manifest, source, [partial], CopyPolicy())
         partial.commit()
 
 
@@ -136,7 +135,7 @@ def raw_gets(manifest: Manifest, url: str) -> None:
     with tempfile.TemporaryFile(dir=MEMORY_DIR) as memory:
         os.posix_fallocate(memory.fileno(), 0, file.size_bytes)
         mapped = mmap.mmap(memory.fileno(), file.size_bytes)
-        with ThreadPoolExecutor(THREADS) as pool:
+        with ThreadPoolExecutor(DEFAULT_THREADS) as pool:
             list(pool.map(get, range(len(file.chunks))))
 
 
