@@ -21,8 +21,8 @@ from storage.folders import FileInfo, Folder
 from storage.manifest import CHUNK_BYTES, FileEntry, Manifest
 from storage.partial import PartialSnapshot
 
-# One connection rarely fills a network, and more threads than this fight for Python's lock: measured on two cores, eight
-# were a third slower than four.
+# One connection rarely fills a network, and more threads than this fight for Python's lock: on two cores eight were a
+# third slower than four.
 DEFAULT_THREADS = max(4, min(16, 2 * (os.cpu_count() or 1)))
 _FINAL = (RemoteChangedError, RemoteDeniedError, RemoteMissingError)
 
