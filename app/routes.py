@@ -29,7 +29,15 @@ _PATHS: dict[Operation, str] = {
 }
 # Ranges, because with them FastAPI leaves out its own 422, which nobody gets here.
 _ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorResponse}, "5XX": {"model": ErrorResponse}}
-_STREAM: dict[str, Any] = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+# What an operation answers besides JSON, when the request asks for it.
+_EVENT = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}}
+_STREAM: dict[str, Any] = {"content": {"text/event-stream": {"itemSchema": _EVENT}}}
+_BYTES: dict[str, Any] = {
+    "content": {
+        "application/octet-stream": {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}
+    }
+}
+_OTHER_FORMS: dict[Operation, dict[str, Any]] = dict.fromkeys(STREAMING, _STREAM) | {"embeddings": _BYTES}
 
 
 class Service(Protocol):
@@ -68,7 +76,7 @@ def build_http_app(service: Service, max_body_bytes: int) -> ASGIApp:
 
 def _add_openai_routes(app: FastAPI, service: Service) -> None:
     for operation, path in _PATHS.items():
-        answer = {"model": ANSWER_TYPES[operation]} | (_STREAM if operation in STREAMING else {})
+        answer = {"model": ANSWER_TYPES[operation]} | _OTHER_FORMS.get(operation, {})
         app.post(path, name=operation, responses=_ERRORS | {200: answer})(_handler(service, operation))
 
 
