@@ -8,7 +8,7 @@ TORCH := $(shell grep '^torch==' requirements.lock 2>/dev/null)
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 SOURCES := app deployments autoscaler storage tests
 
-.PHONY: help setup models serve test check format lock clean bench-throughput bench-storage bench-storage-gpu
+.PHONY: help setup models serve serve-s3 test check format lock clean bench-throughput bench-storage bench-storage-gpu
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -34,6 +34,9 @@ models: setup ## fetch and prepare the demo models, once
 
 serve: models ## serve CONFIG (serve_config.yaml) until Ctrl-C
 	@$(BIN)/flashserve serve $(CONFIG)
+
+serve-s3: models ## serve the demo models from an S3 server of its own
+	@$(BIN)/python tests/support/demo_s3.py
 
 test: models ## run the whole suite
 	$(BIN)/pytest

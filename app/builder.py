@@ -8,13 +8,16 @@ from typing import Any
 from ray import serve
 from ray.serve import Application
 
-from app.config import AppConfig, ModelConfig, PoolConfig, parse_config
+from app.config import AppConfig, ModelConfig, PoolConfig, StorageConfig, disk_dir, dram_dir, parse_config
 from app.errors import ConfigError
 from deployments.errors import EngineArgumentError
+from deployments.nodes import NodeKeeper
 from deployments.replica import ServedEngineReplica
 from deployments.types import AdapterSpec, ModelSpec
+from storage.checkpoint import SourceCache
 from storage.errors import AdapterError, StorageError
-from storage.source import Adapter, adapters_in, model_directory
+from storage.source import Adapter, adapters_in
+from storage.store import StoreConfig
 
 # Engines start and load weights before a replica is of use, and end in order when it goes.
 _HEALTH = {"health_check_period_s": 5, "health_check_timeout_s": 30}
@@ -36,7 +39,8 @@ def build_app(args: dict[str, Any]) -> Application:
     """
     config = parse_config(args)
     specs = check_models(config)
-    pools = {pool.name: _pool(pool, specs, config) for pool in config.pools}
+    storage = store_config(config.storage)
+    pools = {pool.name: _pool(pool, specs, config, storage) for pool in config.pools}
     from app.gateway import ingress  # noqa: PLC0415 - imports vLLM, which takes seconds: only for a good configuration
 
     gateway = serve.deployment(
@@ -52,7 +56,20 @@ def build_app(args: dict[str, Any]) -> Application:
         specs=specs,
         frontends={model.id: model.openai.model_dump(exclude_defaults=True) for model in config.models},
         pools={model.id: pools[config.pool_of(model.id).name] for model in config.models},
+        nodes=_nodes(storage),
+        storage=storage,
         max_body_bytes=config.gateway.max_body_bytes,
+    )
+
+
+def store_config(storage: StorageConfig) -> StoreConfig:
+    """Return what a node's store is told."""
+    return StoreConfig(
+        dram_dir=dram_dir(storage),
+        dram_bytes=storage.dram_bytes,
+        disk_dir=disk_dir(storage),
+        disk_bytes=storage.disk_bytes,
+        s3_endpoint_url=storage.s3.endpoint_url,
     )
 
 
@@ -63,9 +80,11 @@ def check_models(config: AppConfig) -> list[ModelSpec]:
         ConfigError: with every problem that was found.
     """
     specs, problems = [], []
+    storage = store_config(config.storage)
+    sources = SourceCache(storage.disk_dir, storage.s3_endpoint_url)
     for index, model in enumerate(config.models):
         try:
-            specs.append(_spec(model, config.pool_of(model.id)))
+            specs.append(_spec(model, config.pool_of(model.id), sources))
         except StorageError as error:
             problems.append(f"models[{index}]: {error}")
         except EngineArgumentError as error:
@@ -76,16 +95,17 @@ def check_models(config: AppConfig) -> list[ModelSpec]:
     return specs
 
 
-def _spec(model: ModelConfig, pool: PoolConfig) -> ModelSpec:
+def _spec(model: ModelConfig, pool: PoolConfig, sources: SourceCache) -> ModelSpec:
     from deployments.engine_args import check_engine_arguments, engine_config  # noqa: PLC0415 - imports vLLM
 
-    path = model_directory(model.source)
+    source = sources.localize(model.source)
     check_engine_arguments(model.id, model.engine)
     lora = model.lora
     adapters = adapters_in(lora.source) if lora and lora.source else []
     spec = ModelSpec(
         id=model.id,
-        path=str(path),
+        path=str(source.directory),
+        source=source.url if source.is_remote else "",
         engine=model.engine,
         lora_enabled=lora is not None,
         max_loras=lora.max_loras if lora else 1,
@@ -105,7 +125,15 @@ def _adapter_spec(adapter: Adapter, max_rank: int) -> AdapterSpec:
     return AdapterSpec(adapter.id, str(adapter.path), adapter.digest)
 
 
-def _pool(pool: PoolConfig, specs: list[ModelSpec], config: AppConfig) -> Application:
+def _nodes(storage: StoreConfig) -> Application:
+    options = {"num_cpus": 0, "runtime_env": _ONE_LOOP}
+    keeper = serve.deployment(
+        NodeKeeper, name="Nodes", max_ongoing_requests=100, ray_actor_options=options, **_HEALTH, **_SHUTDOWN
+    )
+    return keeper.bind(storage)
+
+
+def _pool(pool: PoolConfig, specs: list[ModelSpec], config: AppConfig, storage: StoreConfig) -> Application:
     hosted = [spec for spec in specs if pool.models == "*" or spec.id in pool.models]
     scaling: dict[str, Any] = {"num_replicas": pool.min_replicas}
     if pool.max_replicas > pool.min_replicas:
@@ -123,4 +151,4 @@ def _pool(pool: PoolConfig, specs: list[ModelSpec], config: AppConfig) -> Applic
         **_HEALTH,
         **_SHUTDOWN,
     )
-    return deployment.bind(models=hosted)
+    return deployment.bind(models=hosted, storage=storage)

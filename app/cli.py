@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from app import admin_cli
 from app.errors import AppError
 from app.snapshot_cli import cli as snapshot_cli
 from deployments.errors import DeploymentError
@@ -13,6 +14,8 @@ from storage.errors import StorageError
 
 cli = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
 cli.add_typer(snapshot_cli, name="snapshot")
+cli.command()(admin_cli.status)
+cli.command()(admin_cli.tiers)
 console = Console()
 
 ConfigFile = Annotated[Path, typer.Argument(help="Serve config file that names app.builder:build_app")]

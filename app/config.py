@@ -1,13 +1,14 @@
 """The configuration: what stands under ``args`` in ``serve_config.yaml``, checked before anything starts.
 
-Covers: shape, names, values that can be judged without a device. Does not cover: what Serve itself takes
-(``http_options``, ``deployments``), and files (``storage.source``, called by the builder).
+Covers: shape, names, values that can be judged without a device, absolute directories. Does not cover: what Serve takes
+itself (``http_options``, ``deployments``), and files (``storage``, called by the builder).
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from rapidfuzz import process
 
@@ -45,7 +46,7 @@ class ModelConfig(_Section):
     """A base model."""
 
     id: str = Field(min_length=1, max_length=256, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")
-    source: str = Field(min_length=1, description="directory in Hugging Face layout")
+    source: str = Field(min_length=1, description="directory, s3://bucket/prefix or hf://org/name@revision")
     engine: dict[str, Any] = Field(default_factory=dict, description="vLLM engine arguments")
     lora: LoraConfig | None = None
     openai: OpenAIConfig = OpenAIConfig()
@@ -86,6 +87,34 @@ class AdmissionConfig(_Section):
     max_queued_requests: int = Field(512, ge=-1, description="sequences a gateway holds for a busy pool; -1: no limit")
 
 
+class S3Config(_Section):
+    """How S3 is reached; credentials and region come from the environment."""
+
+    endpoint_url: str | None = Field(None, description="address of an S3 server other than Amazon's")
+
+
+class StorageConfig(_Section):
+    """Where snapshots of models are kept on each node, and how much room they may take."""
+
+    dram_bytes: ByteSize = Field(ByteSize(4 * 1024**3), ge=0, description="host memory for snapshots")
+    disk_bytes: ByteSize = Field(ByteSize(20 * 1024**3), ge=0, description="disk for snapshots")
+    disk_dir: Path = Field(Path(".flashserve/snapshots"), description="directory of the disk tier")
+    dram_dir: Path | None = Field(None, description="directory of the dram tier; default: one in /dev/shm")
+    s3: S3Config = S3Config()
+
+
+def dram_dir(storage: StorageConfig) -> Path:
+    """Return the directory of the dram tier: unless one is named, in shared memory, for each disk tier another."""
+    if storage.dram_dir is not None:
+        return storage.dram_dir.expanduser().resolve()
+    return Path("/dev/shm", f"flashserve{disk_dir(storage)}".replace("/", "-"))  # noqa: S108 - memory is the point
+
+
+def disk_dir(storage: StorageConfig) -> Path:
+    """Return the directory of the disk tier; a relative one is taken from where the application is built."""
+    return storage.disk_dir.expanduser().resolve()
+
+
 class AppConfig(_Section):
     """Everything under ``args``."""
 
@@ -93,6 +122,7 @@ class AppConfig(_Section):
     pools: list[PoolConfig] = Field(default_factory=lambda: [PoolConfig()], min_length=1)
     gateway: GatewayConfig = GatewayConfig()
     admission: AdmissionConfig = AdmissionConfig()
+    storage: StorageConfig = StorageConfig()
 
     def pool_of(self, model_id: str) -> PoolConfig:
         """Return the first pool that hosts the model."""

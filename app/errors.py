@@ -5,6 +5,7 @@ AppError
 ├── InvalidRequestError   the request is wrong; names the field
 ├── ModelNotFoundError    no model or adapter of that name
 ├── BodyTooLargeError     the request's body is over the limit
+├── ServiceUnreachableError  no service answers where the command line looks for one
 ├── LaunchError           the machine can't run the service, or it didn't come up
 └── ApiError              what ``app.client`` raises: an error answer of the service
 
@@ -74,6 +75,18 @@ class BodyTooLargeError(AppError):
 
     def __str__(self) -> str:
         return f"The request's body is larger than {self.limit_bytes} bytes."
+
+
+class ServiceUnreachableError(AppError):
+    """No FlashServe answers at ``url``."""
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(url, reason)
+        self.url = url
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"No FlashServe answers at {self.url}: {self.reason}"
 
 
 class LaunchError(AppError):

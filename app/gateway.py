@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -27,6 +28,8 @@ from app.routes import build_http_app
 from app.streams import TokenStreams
 from deployments.engine_args import engine_config
 from deployments.types import AdapterRef, EngineDescription, ModelSpec
+from storage.checkpoint import SourceCache
+from storage.store import StoreConfig
 
 logger = logging.getLogger(__name__)
 
@@ -36,15 +39,19 @@ _PARSERS = {operation: TypeAdapter(kind) for operation, kind in REQUEST_TYPES.it
 class Gateway:
     """Plain class; ``ingress`` is what Serve deploys."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - everything a gateway is made of comes with its deployment
         self,
         specs: list[ModelSpec],
         frontends: Mapping[str, Mapping[str, Any]],
         pools: Mapping[str, Any],
+        nodes: Any,
+        storage: StoreConfig,
         max_body_bytes: int,
     ) -> None:
-        """``frontends`` are vLLM's API server arguments and ``pools`` Serve deployment handles, both by model id."""
+        """``frontends`` are vLLM's API server arguments and ``pools`` Serve handles, by model id; ``nodes`` is one."""
         self._specs = specs
+        self._nodes = nodes
+        self._sources = SourceCache(storage.disk_dir, storage.s3_endpoint_url)
         self._frontends = frontends
         self._pools = pools
         self._max_body_bytes = max_body_bytes
@@ -66,6 +73,10 @@ class Gateway:
         for engines in await asyncio.gather(*(_described(handle) for handle in handles)):
             described |= engines
         return described
+
+    async def tiers(self) -> dict[str, Any]:
+        """See ``routes.Service.tiers``."""
+        return await self._nodes.tiers.remote()
 
     async def metrics(self) -> str:
         """See ``routes.Service.metrics``."""
@@ -120,8 +131,10 @@ class Gateway:
     async def _build(self) -> OpenAILayer:
         await self._streams.listen(ray.util.get_node_ip_address())
         layer = OpenAILayer(self._specs)
-        for spec in self._specs:
+        for configured in self._specs:
             # Reading the tokenizer and so on blocks, but nothing is served yet.
+            source = await asyncio.to_thread(self._sources.localize, configured.source or configured.path)
+            spec = replace(configured, path=str(source.directory))
             config = await asyncio.to_thread(engine_config, spec)
             replicas = self._pools[spec.id]
             tasks = await replicas.supported_tasks.remote(spec.id)

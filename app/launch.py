@@ -22,7 +22,7 @@ import psutil
 import yaml
 from rich.console import Console
 
-from app.config import AppConfig, parse_config
+from app.config import AppConfig, dram_dir, parse_config
 from app.errors import ConfigError, LaunchError
 
 START_TIMEOUT_S = 600.0
@@ -153,7 +153,8 @@ def _service(plan: Plan, log_file: Path) -> Iterator[subprocess.Popen[bytes]]:
         "RAY_ADDRESS": "local",
         "RAY_USAGE_STATS_ENABLED": "0",
         "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
+        # Nothing is looked up on the hub that isn't asked for by name.
+        "HF_HUB_OFFLINE": "0" if any(model.source.startswith("hf://") for model in plan.config.models) else "1",
     }
     environment |= RAY_SETTINGS | os.environ
     previous = signal.signal(signal.SIGTERM, _interrupt)
@@ -165,6 +166,8 @@ def _service(plan: Plan, log_file: Path) -> Iterator[subprocess.Popen[bytes]]:
             yield process
         finally:
             _stop(process)
+            # Host memory is the service's while it runs; the next start fills it from disk.
+            shutil.rmtree(dram_dir(plan.config.storage), ignore_errors=True)
             signal.signal(signal.SIGTERM, previous)
 
 

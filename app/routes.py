@@ -51,6 +51,10 @@ class Service(Protocol):
         """Return each model's engine, as one of its replicas describes it."""
         ...
 
+    async def tiers(self) -> dict[str, Any]:
+        """Return what each node's tiers hold."""
+        ...
+
     async def metrics(self) -> str:
         """Return the metrics in Prometheus' text format."""
         ...
@@ -114,6 +118,10 @@ def _add_service_routes(app: FastAPI, service: Service) -> None:
     @app.get("/admin/models")
     async def admin_models() -> dict[str, dict[str, EngineDescription]]:
         return {"models": await service.engines()}
+
+    @app.get("/admin/tiers")
+    async def admin_tiers() -> dict[str, dict[str, Any]]:
+        return {"nodes": await service.tiers()}
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> str:

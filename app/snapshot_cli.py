@@ -3,8 +3,10 @@
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 from rich.console import Console
@@ -12,9 +14,13 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
-from storage.errors import SnapshotMissingError
+from storage.checkpoint import SourceCache
+from storage.errors import SnapshotBusyError, SnapshotMissingError
 from storage.folders import DirectoryFolder
+from storage.lease import held_leases
 from storage.manifest import Manifest
+from storage.partial import TierName
+from storage.pins import write_pin
 from storage.promote import CopyPolicy, copy_snapshot, verify_files
 from storage.remote import open_folder
 from storage.snapshot import open_published, publish, verify_shape
@@ -28,6 +34,14 @@ Directory = Annotated[Path, typer.Option("--dir", help="the disk tier")]
 Name = Annotated[str, typer.Argument(help="a model's id, or the beginning of a snapshot's")]
 Endpoint = Annotated[str | None, typer.Option(help="address of an S3 server other than Amazon's")]
 DEFAULT_DIRECTORY = Path(".flashserve/snapshots")
+
+
+class PinTier(StrEnum):
+    """Where a snapshot can be kept."""
+
+    DRAM = "dram"
+    DISK = "disk"
+    NONE = "none"
 
 
 @cli.command()
@@ -44,18 +58,22 @@ def build(
     from deployments.vllm_engine import VllmEngine  # noqa: PLC0415
 
     tier = _tier(directory)
-    specs = {spec.id: spec for spec in check_models(read_plan(config_file).config)}
+    config = read_plan(config_file).config
+    specs = {spec.id: spec for spec in check_models(config)}
+    sources = SourceCache(directory, config.storage.s3.endpoint_url)
     for model in models or specs:
         if model not in specs:
             raise ConfigError((f"models: there is no model '{model}' in {config_file}",))
         spec = specs[model]
         with console.status(f"{model}: looking at the checkpoint …"):
-            origin = origin_of(spec, directory)
+            source = sources.localize(spec.source or spec.path)
+            origin = origin_of(spec, sources.digest(source))
         if origin.snapshot_id in tier:
             console.print(f"{model}: {origin.snapshot_id[:_ID_DIGITS]} is there already", highlight=False)
             continue
-        with console.status(f"{model}: building …"):
-            manifest = asyncio.run(build_snapshot(spec, origin, tier, VllmEngine))
+        with console.status(f"{model}: building …"), sources.checkpoint(source) as checkpoint:
+            whole = replace(spec, path=str(checkpoint))
+            manifest = asyncio.run(build_snapshot(whole, origin, tier, VllmEngine))
         console.print(f"{model}: built {_text(manifest)}", highlight=False)
 
 
@@ -92,11 +110,26 @@ def verify(
 
 @cli.command("rm")
 def remove(name: Name, directory: Directory = DEFAULT_DIRECTORY) -> None:
-    """Remove a snapshot; engines that run keep what they have mapped."""
+    """Remove a snapshot from the disk tier, unless an engine uses it."""
     tier = _tier(directory)
     manifest = _find(tier, name)
+    leases = sum(lease.snapshot_id == manifest.id for lease in held_leases(directory))
+    if leases:
+        raise SnapshotBusyError(manifest.name, leases)
     tier.remove(manifest.id)
     console.print(f"removed {_text(manifest)}", highlight=False)
+
+
+@cli.command()
+def pin(
+    name: Name,
+    tier: Annotated[PinTier, typer.Argument(help="where to keep it; none: nowhere in particular")],
+    directory: Directory = DEFAULT_DIRECTORY,
+) -> None:
+    """Keep a snapshot in a tier, whatever else wants the room; a running service stages it there within seconds."""
+    manifest = _find(_tier(directory), name)
+    write_pin(directory, manifest.id, None if tier is PinTier.NONE else cast("TierName", tier.value))
+    console.print(f"pinned {_text(manifest)} to {tier.value}", highlight=False)
 
 
 @cli.command("publish")

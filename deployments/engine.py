@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Protocol
 
-from deployments.types import Embedding, EmbedRequest, GenerateRequest
+from deployments.types import Embedding, EmbedRequest, GenerateRequest, StartReport
 from deployments.wire import TokenDelta
 
 
@@ -41,6 +41,10 @@ class Engine(Protocol):
 
     def unfinished(self) -> int:
         """Return how many sequences and prompts the engine has in hand."""
+        ...
+
+    def start_report(self) -> StartReport:
+        """Return how the last start went."""
         ...
 
     async def stop(self) -> None:

@@ -9,7 +9,7 @@ import struct
 from collections.abc import AsyncIterator
 
 from deployments.errors import EngineDiedError, EngineStartError, RequestRejectedError
-from deployments.types import Embedding, EmbedRequest, GenerateRequest, ModelSpec
+from deployments.types import Embedding, EmbedRequest, GenerateRequest, ModelSpec, StartReport
 from deployments.wire import TokenDelta
 
 
@@ -73,6 +73,10 @@ class FakeEngine:
     def unfinished(self) -> int:
         """See ``Engine.unfinished``."""
         return len(self.running)
+
+    def start_report(self) -> StartReport:
+        """See ``Engine.start_report``."""
+        return {"weights_from": "nowhere", "stages_s": {}}
 
     async def stop(self) -> None:
         """See ``Engine.stop``."""

@@ -8,6 +8,8 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from ray import serve
+
 from deployments.engine import Engine
 from deployments.errors import EngineDiedError, FeedError, UnknownModelError
 from deployments.feed import Feeds, GatewayFeed
@@ -20,13 +22,15 @@ from deployments.types import (
     GenerateSummary,
     ModelSpec,
 )
+from storage.actor import StoreClient
+from storage.store import StoreConfig
 
 
 class EngineReplica:
     """Plain class; ``ServedEngineReplica`` is what Serve deploys. Every argument and result is a builtin type."""
 
-    def __init__(self, models: list[ModelSpec], make_engine: Callable[[ModelSpec], Engine] | None = None) -> None:
-        self._make_engine = make_engine or _vllm_engine
+    def __init__(self, models: list[ModelSpec], make_engine: Callable[[ModelSpec], Engine]) -> None:
+        self._make_engine = make_engine
         self._feeds = Feeds()
         self._supervisors = {spec.id: self._supervise(spec) for spec in models}
 
@@ -109,6 +113,10 @@ class EngineReplica:
 class ServedEngineReplica(EngineReplica):
     """What Serve deploys: Serve calls ``__del__`` by hand when it shuts a replica down, and awaits it."""
 
+    def __init__(self, models: list[ModelSpec], storage: StoreConfig) -> None:
+        store = StoreClient(serve.get_replica_context().app_name, storage)
+        super().__init__(models, lambda spec: _staged_engine(spec, store))
+
     async def __del__(self) -> None:
         await self.close()
 
@@ -129,7 +137,8 @@ async def _stream(engine: Engine, request: GenerateRequest, feed: GatewayFeed) -
     raise EngineDiedError(request["model_id"])
 
 
-def _vllm_engine(spec: ModelSpec) -> Engine:
-    from deployments.vllm_engine import VllmEngine  # noqa: PLC0415 - the heaviest import there is
+def _staged_engine(spec: ModelSpec, store: StoreClient) -> Engine:
+    from deployments.staged_engine import StagedEngine  # noqa: PLC0415 - imports vLLM, the heaviest there is
+    from deployments.vllm_engine import VllmEngine  # noqa: PLC0415
 
-    return VllmEngine(spec)
+    return StagedEngine(spec, store, VllmEngine)

@@ -61,6 +61,7 @@ class EngineSupervisor:
             "started_in_s": self._started_in_s,
             "restarts": self._restarts,
             "requests": self._engine.unfinished() if self._engine else 0,
+            "start": self._engine.start_report() if self._engine else {"weights_from": "", "stages_s": {}},
         }
 
     def check(self) -> None:

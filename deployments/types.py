@@ -22,7 +22,11 @@ class AdapterSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A base model to host: ``path`` is a directory in Hugging Face layout, ``engine`` vLLM engine arguments."""
+    """A base model to host: ``path`` is a directory in Hugging Face layout, ``engine`` vLLM engine arguments.
+
+    ``source`` is where it comes from when that is no directory; ``path`` then holds its small files on the node that
+    read the configuration, and other nodes fetch their own.
+    """
 
     id: str
     path: str
@@ -32,6 +36,7 @@ class ModelSpec:
     max_lora_rank: int = 16
     adapters: tuple[AdapterSpec, ...] = ()
     device: Literal["cpu", "gpu"] = "cpu"
+    source: str = ""
 
 
 class ReplyTo(TypedDict):
@@ -89,6 +94,13 @@ class Embedding(TypedDict):
     cached_tokens: int
 
 
+class StartReport(TypedDict):
+    """How an engine's last start went: where its weights came from (a tier, or ``checkpoint``), seconds by stage."""
+
+    weights_from: str
+    stages_s: dict[str, float]
+
+
 class EngineDescription(TypedDict):
     """What a replica says of one of its engines.
 
@@ -101,3 +113,4 @@ class EngineDescription(TypedDict):
     started_in_s: float | None
     restarts: int
     requests: int
+    start: StartReport

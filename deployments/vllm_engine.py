@@ -24,7 +24,7 @@ from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 from deployments.adapters import AdapterTable
 from deployments.engine_args import engine_args
 from deployments.errors import EngineDiedError, EngineStartError, RequestRejectedError
-from deployments.types import AdapterRef, Embedding, EmbedRequest, GenerateRequest, ModelSpec
+from deployments.types import AdapterRef, Embedding, EmbedRequest, GenerateRequest, ModelSpec, StartReport
 from deployments.wire import LogprobRow, TokenDelta
 
 STOP_TIMEOUT_S = 10.0
@@ -113,6 +113,10 @@ class VllmEngine:
     def unfinished(self) -> int:
         """See ``Engine.unfinished``."""
         return 0 if self._llm is None else int(self._llm.get_num_unfinished_requests())
+
+    def start_report(self) -> StartReport:
+        """See ``Engine.start_report``."""
+        return {"weights_from": "checkpoint", "stages_s": {}}
 
     async def stop(self) -> None:
         """See ``Engine.stop``."""

@@ -8,6 +8,7 @@ StorageError
 ├── SnapshotMissingError    there is no such snapshot here
 ├── SnapshotBusyError       a snapshot is in use and can't be removed
 ├── TierFullError           a tier has no room, also after everything that may go has gone
+├── StoreUnreachableError   the node's snapshot store can't be asked
 ├── DeviceError             a device can't do what is asked of it
 └── RemoteError             a remote place doesn't give what was asked for
     ├── RemoteMissingError  it has no such thing
@@ -105,6 +106,18 @@ class TierFullError(StorageError):
 
     def __str__(self) -> str:
         return f"the {self.tier} tier is full: {self.needed_bytes} bytes are needed, {self.free_bytes} can be had"
+
+
+class StoreUnreachableError(StorageError):
+    """The snapshot store ``name`` can't be asked."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)
+        self.name = name
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.name} can't be reached: {self.reason}"
 
 
 class DeviceError(StorageError):

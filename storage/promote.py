@@ -110,7 +110,7 @@ class _Copy:
     def chunk(self, file: FileEntry, info: FileInfo, index: int) -> None:
         start, end = file.chunk_range(index)
         own, out = self._room(file, start, end)
-        self._read(info, start, out)
+        read_with_retries(self._source, info, start, out, self.policy, self._until_s, self.stop)
         if chunk_checksum(out) != file.chunks[index]:
             raise CorruptSnapshotError(self._source.url, file.path, f"has a wrong checksum from byte {start} on")
         for target in self._targets:
@@ -127,29 +127,42 @@ class _Copy:
             self._buffers.chunk = memoryview(bytearray(CHUNK_BYTES))
         return None, self._buffers.chunk[: end - start]
 
-    def _read(self, info: FileInfo, start: int, out: memoryview) -> None:
-        policy = self.policy
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(_may_pass),
-            stop=self._gives_up,
-            wait=tenacity.wait_random_exponential(policy.first_wait_s, policy.longest_wait_s),
-            sleep=self._pause,
-            reraise=True,
-        )
-        retrying(self._read_once, info, start, out)
 
-    def _read_once(self, info: FileInfo, start: int, out: memoryview) -> None:
-        if self.stop.is_set():
+def read_with_retries(  # noqa: PLR0913, PLR0917 - a range, and how patiently
+    source: Folder,
+    info: FileInfo,
+    start: int,
+    out: memoryview,
+    policy: CopyPolicy,
+    until_s: float | None = None,
+    stop: threading.Event | None = None,
+) -> None:
+    """Fill ``out`` from a file's ``start`` on, again while that can help, until ``until_s`` of the monotonic clock.
+
+    Raises:
+        RemoteError: it can't be read.
+    """
+    deadline_s = time.monotonic() + policy.deadline_s if until_s is None else until_s
+    stopped = stop or threading.Event()
+
+    def read_once() -> None:
+        if stopped.is_set():
             raise _Stopped
-        if time.monotonic() > self._until_s:
-            raise RemoteError(self._source.url, f"the copy took longer than {self.policy.deadline_s:g} s")
-        self._source.read_into(info, start, out)
+        if time.monotonic() > deadline_s:
+            raise RemoteError(source.url, f"the copy took longer than {policy.deadline_s:g} s")
+        source.read_into(info, start, out)
 
-    def _gives_up(self, state: tenacity.RetryCallState) -> bool:
-        return state.attempt_number >= self.policy.attempts or time.monotonic() > self._until_s
+    def pause(wait_s: float) -> None:
+        stopped.wait(min(wait_s, max(0.0, deadline_s - time.monotonic())))
 
-    def _pause(self, seconds: float) -> None:
-        self.stop.wait(min(seconds, max(0.0, self._until_s - time.monotonic())))
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception(_may_pass),
+        stop=lambda state: state.attempt_number >= policy.attempts or time.monotonic() > deadline_s,
+        wait=tenacity.wait_random_exponential(policy.first_wait_s, policy.longest_wait_s),
+        sleep=pause,
+        reraise=True,
+    )
+    retrying(read_once)
 
 
 def _may_pass(error: BaseException) -> bool:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from storage.errors import AdapterError, SourceError
 
-_PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
-_REMOTE_SCHEMES = ("s3://", "hf://", "gs://", "http://", "https://")
+_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+REMOTE_SCHEMES = ("s3://", "hf://")
 
 
 @dataclass(frozen=True)
@@ -31,18 +31,27 @@ def model_directory(source: str) -> Path:
     Raises:
         SourceError: it is no directory in Hugging Face layout with safetensors weights.
     """
-    if source.startswith(_REMOTE_SCHEMES):
-        raise SourceError(source, "only directories can be served so far; download the model first")
+    if "://" in source:
+        raise SourceError(source, f"{', '.join(REMOTE_SCHEMES)} and directories are understood")
     path = Path(source).expanduser().resolve()
     if not path.is_dir():
         raise SourceError(source, f"there is no directory {path}")
-    if not (path / "config.json").is_file():
-        raise SourceError(source, f"{path} has no config.json")
-    if not any(path.glob("*.safetensors")):
-        pickled = any(file.suffix in _PICKLE_SUFFIXES for file in path.iterdir())
-        reason = "has only pickled weights, which can run code" if pickled else "has no weights"
-        raise SourceError(source, f"{path} {reason}; *.safetensors files are needed")
+    check_layout(source, [file.name for file in path.iterdir()])
     return path
+
+
+def check_layout(source: str, names: list[str]) -> None:
+    """Check that files of these names make a model.
+
+    Raises:
+        SourceError: they don't.
+    """
+    if "config.json" not in names:
+        raise SourceError(source, "it has no config.json")
+    if not any(name.endswith(".safetensors") for name in names):
+        pickled = any(name.endswith(_PICKLE_SUFFIXES) for name in names)
+        reason = "it has only pickled weights, which can run code" if pickled else "it has no weights"
+        raise SourceError(source, f"{reason}; *.safetensors files are needed")
 
 
 def adapters_in(source: str) -> list[Adapter]:

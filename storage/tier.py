@@ -12,6 +12,7 @@ get in: dram is mapped memory that a source writes straight into. Does not cover
 import re
 import secrets
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 from storage.errors import CorruptSnapshotError, ManifestError, SnapshotMissingError
@@ -19,6 +20,14 @@ from storage.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, parse_
 from storage.partial import PARTIALS_NAME, PartialSnapshot, TierName, UnfinishedSnapshot, remove_dead
 
 _ID = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a snapshot's files are: the directory ``path`` in ``tier``."""
+
+    tier: TierName
+    path: str
 
 
 class LocalTier:

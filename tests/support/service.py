@@ -138,6 +138,8 @@ def deployed(args: dict[str, Any], **environment: str) -> Iterator[Service]:
     with ray_head(surroundings) as (process, ray_address, dashboard), tempfile.TemporaryDirectory() as empty:
         # Any answer will do: without a token it is a refusal.
         _wait(lambda: httpx.get(dashboard).status_code > 0, process, "the Ray dashboard")
+        tiers = {"disk_dir": f"{empty}/disk", "dram_dir": f"{empty}/dram"}
+        args = args | {"storage": tiers | args.get("storage", {})}
         config = Path(empty, "config.yaml")
         config.write_text(yaml.safe_dump(serve_config(port, args)))
         subprocess.run(

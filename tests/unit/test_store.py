@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import subprocess
+import sys
 import threading
 from collections import Counter
 from dataclasses import replace
@@ -19,12 +21,13 @@ from storage.errors import (
     SnapshotMissingError,
     TierFullError,
 )
-from storage.folders import DirectoryFolder, FileInfo
+from storage.folders import DirectoryFolder, FileInfo, Folder
+from storage.lease import LEASES_NAME, Lease, held_leases, hold
 from storage.manifest import MANIFEST_NAME, Manifest
 from storage.partial import PartialSnapshot
 from storage.promote import CopyPolicy
 from storage.store import SnapshotStore, StoreConfig
-from storage.tier import LocalTier
+from storage.tier import LocalTier, Place
 
 COUNT = 6
 ONE = 5000  # bytes: every sample has a little less
@@ -66,6 +69,13 @@ async def started(config: StoreConfig) -> SnapshotStore:
     return store
 
 
+async def held(
+    store: SnapshotStore, config: StoreConfig, manifest: Manifest, source: Folder | None = None
+) -> tuple[Lease, Place]:
+    lease = Lease(config.disk_dir, manifest.id, "test")
+    return lease, await hold(lease, store.acquire(manifest.id, source))
+
+
 def tiers_of(store: SnapshotStore, manifest: Manifest) -> list[str]:
     described = store.describe()
     return [name for name, tier in described.items() for held in tier["snapshots"] if held["id"] == manifest.id]
@@ -75,13 +85,11 @@ async def test_it_fetches_once_into_both_tiers(config: StoreConfig, published: l
     manifest, directory = published[0]
     source = CountingFolder(directory)
     store = await started(config)
-    leases = await asyncio.gather(*(store.acquire(manifest.id, f"owner-{n}", source) for n in range(20)))
-    assert len({lease.id for lease in leases}) == 20
-    assert {(lease.tier, lease.path) for lease in leases} == {("dram", str(config.dram_dir / manifest.id))}
+    places = await asyncio.gather(*(store.acquire(manifest.id, source) for _ in range(20)))
+    assert set(places) == {Place("dram", str(config.dram_dir / manifest.id))}
     assert source.reads == Counter({MANIFEST_NAME: 1, "rank-00.safetensors": 1, "config.json": 1})
     assert tiers_of(store, manifest) == ["dram", "disk"]
     await store.verify(manifest.id)
-    store.check_integrity()
 
 
 async def test_a_caller_that_leaves_does_not_end_the_copy(
@@ -91,14 +99,14 @@ async def test_a_caller_that_leaves_does_not_end_the_copy(
     source = CountingFolder(directory)
     source.gate.clear()
     store = await started(config)
-    first = asyncio.create_task(store.acquire(manifest.id, "a", source))
-    second = asyncio.create_task(store.acquire(manifest.id, "b", source))
+    first = asyncio.create_task(store.acquire(manifest.id, source))
+    second = asyncio.create_task(store.acquire(manifest.id, source))
     await asyncio.sleep(0)
     first.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await first
     source.gate.set()
-    assert (await second).owner == "b"
+    assert (await second).tier == "dram"
 
 
 async def test_it_answers_while_it_copies(config: StoreConfig, published: list[tuple[Manifest, Path]]) -> None:
@@ -106,7 +114,7 @@ async def test_it_answers_while_it_copies(config: StoreConfig, published: list[t
     source = CountingFolder(directory)
     source.gate.clear()
     store = await started(config)
-    copying = asyncio.create_task(store.acquire(manifest.id, "a", source))
+    copying = asyncio.create_task(store.acquire(manifest.id, source))
     await asyncio.to_thread(source.reading.wait, 10)
     assert store.describe()["dram"]["snapshots"][0]["whole"] is False
     with pytest.raises(SnapshotBusyError):
@@ -118,8 +126,7 @@ async def test_it_answers_while_it_copies(config: StoreConfig, published: list[t
 async def test_full_tiers_let_the_unused_go(config: StoreConfig, published: list[tuple[Manifest, Path]]) -> None:
     store = await started(config)
     for manifest, directory in published[:4]:
-        lease = await store.acquire(manifest.id, "a", DirectoryFolder(directory))
-        store.release(lease.id)
+        await store.acquire(manifest.id, DirectoryFolder(directory))
     described = store.describe()
     assert {name: len(tier["snapshots"]) for name, tier in described.items()} == {"dram": 2, "disk": 3}
     assert all(tier["used_bytes"] <= tier["capacity_bytes"] for tier in described.values())
@@ -130,27 +137,55 @@ async def test_leased_ones_stay_and_the_next_is_used_from_disk(
     config: StoreConfig, published: list[tuple[Manifest, Path]]
 ) -> None:
     store = await started(config)
-    leases = [await store.acquire(m.id, "a", DirectoryFolder(directory)) for m, directory in published[:5]]
-    assert [lease.tier for lease in leases] == ["dram", "dram", "disk", "disk", "disk"]
+    leases = [await held(store, config, m, DirectoryFolder(directory)) for m, directory in published[:5]]
+    assert [place.tier for _, place in leases] == ["dram", "dram", "disk", "disk", "disk"]
     manifest, directory = published[5]
     with pytest.raises(TierFullError):
-        await store.acquire(manifest.id, "b", DirectoryFolder(directory))
-    store.release_owner("a")
-    assert (await store.acquire(manifest.id, "b", DirectoryFolder(directory))).tier == "dram"
+        await held(store, config, manifest, DirectoryFolder(directory))
+    for lease, _ in leases:
+        lease.release()
+    assert (await held(store, config, manifest, DirectoryFolder(directory)))[1].tier == "dram"
+    assert [tier["snapshots"][-1]["leases"] for tier in store.describe().values()] == [["test"], []]
+
+
+async def test_leases_outlive_the_store(config: StoreConfig, published: list[tuple[Manifest, Path]]) -> None:
+    manifest, directory = published[0]
+    lease, _ = await held(await started(config), config, manifest, DirectoryFolder(directory))
+    again = await started(config)
+    with pytest.raises(SnapshotBusyError, match="1 leases"):
+        await again.remove(manifest.id)
+    lease.release()
+    await again.remove(manifest.id)
+
+
+def test_a_lease_ends_with_its_holder(config: StoreConfig) -> None:
+    taking = (
+        "import sys; from pathlib import Path; from storage.lease import Lease; "
+        "lease = Lease(Path(sys.argv[1]), 'x', 'one that dies'); print('taken', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", taking, str(config.disk_dir)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"taken\n"
+        assert [lease.owner for lease in held_leases(config.disk_dir)] == ["one that dies"]
+        holder.kill()
+        holder.wait()
+        assert held_leases(config.disk_dir) == []
+    assert not [path for path in (config.disk_dir / LEASES_NAME).iterdir() if path.name != ".lock"]
 
 
 async def test_pins_outlive_the_store(config: StoreConfig, published: list[tuple[Manifest, Path]]) -> None:
     store = await started(config)
     pinned = published[0][0]
-    store.release((await store.acquire(pinned.id, "a", DirectoryFolder(published[0][1]))).id)
+    await store.acquire(pinned.id, DirectoryFolder(published[0][1]))
     await store.pin(pinned.id, "dram")
     again = await started(config)
     for manifest, directory in published[1:]:
-        again.release((await again.acquire(manifest.id, "a", DirectoryFolder(directory))).id)
+        await again.acquire(manifest.id, DirectoryFolder(directory))
     assert "dram" in tiers_of(again, pinned)
     await again.pin(pinned.id, None)
     for manifest, directory in published[1:]:
-        again.release((await again.acquire(manifest.id, "a", DirectoryFolder(directory))).id)
+        await again.acquire(manifest.id, DirectoryFolder(directory))
     assert "dram" not in tiers_of(again, pinned)
     with pytest.raises(SnapshotMissingError):
         await again.pin("0" * 64, "dram")
@@ -160,26 +195,26 @@ async def test_a_restart_finds_everything_and_reads_nothing_again(
     config: StoreConfig, published: list[tuple[Manifest, Path]]
 ) -> None:
     manifest, directory = published[0]
-    await (await started(config)).acquire(manifest.id, "a", DirectoryFolder(directory))
+    await (await started(config)).acquire(manifest.id, DirectoryFolder(directory))
     again = await started(config)
-    assert (await again.acquire(manifest.id, "b")).tier == "dram"
+    assert (await again.acquire(manifest.id)).tier == "dram"
     assert tiers_of(again, manifest) == ["dram", "disk"]
 
 
 async def test_a_lost_dram_is_filled_from_disk(config: StoreConfig, published: list[tuple[Manifest, Path]]) -> None:
     manifest, directory = published[0]
-    await (await started(config)).acquire(manifest.id, "a", DirectoryFolder(directory))
+    await (await started(config)).acquire(manifest.id, DirectoryFolder(directory))
     LocalTier("dram", config.dram_dir).remove(manifest.id)
     again = await started(config)
     assert tiers_of(again, manifest) == ["disk"]
-    assert (await again.acquire(manifest.id, "b")).tier == "dram"
+    assert (await again.acquire(manifest.id)).tier == "dram"
 
 
 async def test_an_unreadable_snapshot_is_dropped_at_the_start(
     config: StoreConfig, published: list[tuple[Manifest, Path]]
 ) -> None:
     manifest, directory = published[0]
-    await (await started(config)).acquire(manifest.id, "a", DirectoryFolder(directory))
+    await (await started(config)).acquire(manifest.id, DirectoryFolder(directory))
     (config.dram_dir / manifest.id / MANIFEST_NAME).write_text("{")
     again = await started(config)
     assert tiers_of(again, manifest) == ["disk"]
@@ -188,7 +223,7 @@ async def test_an_unreadable_snapshot_is_dropped_at_the_start(
 
 async def test_damage_on_disk_never_reaches_dram(config: StoreConfig, published: list[tuple[Manifest, Path]]) -> None:
     manifest, directory = published[0]
-    await (await started(config)).acquire(manifest.id, "a", DirectoryFolder(directory))
+    await (await started(config)).acquire(manifest.id, DirectoryFolder(directory))
     LocalTier("dram", config.dram_dir).remove(manifest.id)
     weights = config.disk_dir / manifest.id / "rank-00.safetensors"
     content = bytearray(weights.read_bytes())
@@ -196,7 +231,7 @@ async def test_damage_on_disk_never_reaches_dram(config: StoreConfig, published:
     weights.write_bytes(content)
     again = await started(config)
     with pytest.raises(CorruptSnapshotError, match="rank-00"):
-        await again.acquire(manifest.id, "b")
+        await again.acquire(manifest.id)
     assert tiers_of(again, manifest) == ["disk"]
     with pytest.raises(CorruptSnapshotError):
         await again.verify(manifest.id)
@@ -211,13 +246,13 @@ async def test_a_failed_copy_leaves_nothing_and_the_next_works(
     (broken / MANIFEST_NAME).write_bytes((directory / MANIFEST_NAME).read_bytes())
     store = await started(config)
     with pytest.raises(CorruptSnapshotError):
-        await store.acquire(manifest.id, "a", DirectoryFolder(broken))
+        await store.acquire(manifest.id, DirectoryFolder(broken))
     with pytest.raises(RemoteError):
-        await store.acquire(manifest.id, "a", DirectoryFolder(tmp_path / "nowhere"))
+        await store.acquire(manifest.id, DirectoryFolder(tmp_path / "nowhere"))
     with pytest.raises(SnapshotMissingError):
-        await store.acquire(manifest.id, "a", DirectoryFolder(published[1][1]))
+        await store.acquire(manifest.id, DirectoryFolder(published[1][1]))
     assert tiers_of(store, manifest) == []
-    assert (await store.acquire(manifest.id, "a", DirectoryFolder(directory))).tier == "dram"
+    assert (await store.acquire(manifest.id, DirectoryFolder(directory))).tier == "dram"
 
 
 @pytest.mark.parametrize("full", ["dram", "disk"])
@@ -234,22 +269,26 @@ async def test_a_tier_that_others_have_filled_is_left_out(
     monkeypatch.setattr(PartialSnapshot, "allocate", allocate_unless_full)
     manifest, directory = published[0]
     store = await started(config)
-    lease = await store.acquire(manifest.id, "a", DirectoryFolder(directory))
-    assert lease.tier != full
-    assert tiers_of(store, manifest) == [lease.tier]
+    place = await store.acquire(manifest.id, DirectoryFolder(directory))
+    assert place.tier != full
+    assert tiers_of(store, manifest) == [place.tier]
 
 
 async def test_removal(config: StoreConfig, published: list[tuple[Manifest, Path]]) -> None:
     manifest, directory = published[0]
     store = await started(config)
-    lease = await store.acquire(manifest.id, "a", DirectoryFolder(directory))
+    lease, _ = await held(store, config, manifest, DirectoryFolder(directory))
     with pytest.raises(SnapshotBusyError, match="1 leases"):
         await store.remove(manifest.id)
-    store.release(lease.id)
+    lease.release()
     await store.remove(manifest.id)
     assert tiers_of(store, manifest) == []
     with pytest.raises(SnapshotMissingError):
         await store.remove(manifest.id)
+
+
+def is_there(place: Place) -> bool:
+    return Path(place.path, MANIFEST_NAME).is_file()
 
 
 actions = st.lists(
@@ -273,24 +312,24 @@ def test_whatever_is_asked_budgets_and_leases_hold(
 
     async def play() -> None:
         store = await started(config)
-        leases: list[tuple[int, str]] = []
+        leases: list[tuple[Lease, Place]] = []
         for action, index in steps:
             manifest, directory = published[index]
             with contextlib.suppress(TierFullError, SnapshotMissingError, SnapshotBusyError):
                 if action == "acquire":
-                    lease = await store.acquire(manifest.id, "a", DirectoryFolder(directory))
-                    leases.append((index, lease.id))
+                    leases.append(await held(store, config, manifest, DirectoryFolder(directory)))
                 elif action == "release" and leases:
-                    store.release(leases.pop()[1])
+                    leases.pop()[0].release()
                 elif action in {"pin", "unpin"}:
                     await store.pin(manifest.id, "dram" if action == "pin" else None)
                 elif action == "remove":
                     await store.remove(manifest.id)
                 elif action == "restart":
-                    store, leases = await started(config), []
-            store.check_integrity()
+                    store = await started(config)
             described = store.describe()
             assert all(tier["used_bytes"] <= tier["capacity_bytes"] for tier in described.values())
-            assert all(tiers_of(store, published[index][0]) for index, _ in leases), "a leased one is gone"
+            assert all(is_there(place) for _, place in leases), "a leased one is gone"
+        for lease, _ in leases:
+            lease.release()
 
     asyncio.run(play())

@@ -1,0 +1,195 @@
+"""An engine that takes its weights from the node's snapshots, and makes the snapshot on a model's first start.
+
+Covers: which snapshot a model needs, having it staged and leased, building it, weights from remote checkpoints. Does
+not cover: the engine itself (``vllm_engine``), tiers and budgets (``storage``).
+"""
+
+import asyncio
+import logging
+import os
+import shutil
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from deployments.engine import Engine
+from deployments.errors import EngineArgumentError, EngineDiedError, EngineStartError
+from deployments.snapshot_builder import Building, building, origin_of, with_loader
+from deployments.types import Embedding, EmbedRequest, GenerateRequest, ModelSpec, StartReport
+from deployments.wire import TokenDelta
+from storage.actor import StoreClient
+from storage.checkpoint import LocalSource, SourceCache
+from storage.errors import ManifestError, SnapshotMissingError, StorageError
+from storage.lease import Lease
+from storage.manifest import Origin
+from storage.partial import DirectoryLock
+from storage.tier import LocalTier
+
+logger = logging.getLogger(__name__)
+
+_BUILDERS_NAME = ".builders"
+_LOOK_AGAIN_S = 0.5
+# A snapshot has the size of its checkpoint; the small files and the manifest come on top.
+_ROOM_BESIDES_BYTES = 64 * 1024 * 1024
+
+
+class StagedEngine:
+    """Fulfils ``Engine``; ``make_engine`` makes the engine for a model whose engine arguments say how weights come."""
+
+    def __init__(self, spec: ModelSpec, store: StoreClient, make_engine: Callable[[ModelSpec], Engine]) -> None:
+        self._spec = spec
+        self._store = store
+        self._make_engine = make_engine
+        self._sources = SourceCache(store.config.disk_dir, store.config.s3_endpoint_url)
+        self._engine: Engine | None = None
+        self._lease: Lease | None = None
+        self._finishing: asyncio.Task[None] | None = None
+        self._stages_s: dict[str, float] = {}
+        self._weights_from = ""
+
+    async def start(self) -> None:
+        """See ``Engine.start``."""
+        self._stages_s.clear()
+        try:
+            with self._timed("identify"):
+                source, origin = await asyncio.to_thread(self._identify)
+            published = source.url if source.published() else None
+            if not await self._restore(source, origin, published):
+                await self._first_start(source, origin)
+        except (StorageError, EngineArgumentError) as error:
+            await self.stop()
+            raise EngineStartError(self._spec.id, str(error)) from error
+        except BaseException:
+            await self.stop()
+            raise
+
+    def _identify(self) -> tuple[LocalSource, Origin]:
+        source = self._sources.localize(self._spec.source or self._spec.path)
+        published = source.published()
+        origin = origin_of(replace(self._spec, path=str(source.directory)), self._sources.digest(source))
+        if published is not None and published.origin != origin:
+            raise ManifestError(source.url, f"it was made for {published.origin}, and {origin} is needed")
+        return source, origin
+
+    async def _restore(self, source: LocalSource, origin: Origin, published: str | None) -> bool:
+        """Start from the snapshot; false when there is none."""
+        owner = f"{self._spec.id} in process {os.getpid()}"
+        try:
+            with self._timed("stage"):
+                self._lease, place = await self._store.hold(origin.snapshot_id, owner, published)
+        except SnapshotMissingError:
+            if published is not None:
+                raise
+            return False
+        self._weights_from = place.tier
+        spec = replace(self._spec, path=str(source.directory))
+        await self._run(with_loader(spec, snapshot=Path(place.path)))
+        return True
+
+    async def _first_start(self, source: LocalSource, origin: Origin) -> None:
+        config = self._store.config
+        with ExitStack() as until_started:
+            await self._only_builder(origin, until_started)
+            # Another engine on this node may have built it meanwhile.
+            if await self._restore(source, origin, None):
+                return
+            self._weights_from = "checkpoint"
+            with self._timed("fetch"):
+                checkpoint = self._sources.checkpoint(source)
+                directory = await asyncio.to_thread(until_started.enter_context, checkpoint)
+            spec = replace(self._spec, path=str(directory))
+            needed_bytes = _weights_bytes(directory) + _ROOM_BESIDES_BYTES
+            if needed_bytes > min(config.disk_bytes, shutil.disk_usage(config.disk_dir).free):
+                logger.warning("%s: no room on disk for a snapshot of %d bytes", self._spec.id, needed_bytes)
+                await self._run(spec)
+                return
+            being_built = until_started.enter_context(building(spec, origin, LocalTier("disk", config.disk_dir)))
+            await self._run(being_built.engine_spec)
+            # The engine serves already.
+            self._finishing = asyncio.create_task(self._finish(being_built, origin, until_started.pop_all()))
+
+    async def _only_builder(self, origin: Origin, held: ExitStack) -> None:
+        directory = self._store.config.disk_dir / _BUILDERS_NAME / origin.snapshot_id
+        directory.mkdir(parents=True, exist_ok=True)
+        with self._timed("wait for another's build"):
+            while True:
+                lock = DirectoryLock(directory)
+                lock.__enter__()
+                if lock.taken:
+                    held.push(lock)
+                    return
+                lock.__exit__()
+                await asyncio.sleep(_LOOK_AGAIN_S)
+
+    async def _finish(self, being_built: Building, origin: Origin, held: ExitStack) -> None:
+        """Complete the snapshot and stage it, for the next start."""
+        try:
+            with held:
+                await asyncio.to_thread(being_built.finish)
+            lease, place = await self._store.hold(origin.snapshot_id, f"first staging of {self._spec.id}")
+            lease.release()
+        except StorageError:
+            logger.exception("the snapshot of %s could not be made; its next start reads the checkpoint", self._spec.id)
+        else:
+            logger.info("the snapshot of %s is in %s", self._spec.id, place.path)
+
+    async def _run(self, spec: ModelSpec) -> None:
+        self._engine = self._make_engine(spec)
+        with self._timed("engine"):
+            await self._engine.start()
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        begin_s = time.monotonic()
+        try:
+            yield
+        finally:
+            self._stages_s[stage] = time.monotonic() - begin_s
+
+    def generate(self, request: GenerateRequest) -> AsyncIterator[TokenDelta]:
+        """See ``Engine.generate``."""
+        return self._running().generate(request)
+
+    async def embed(self, request: EmbedRequest) -> Embedding:
+        """See ``Engine.embed``."""
+        return await self._running().embed(request)
+
+    def check(self) -> None:
+        """See ``Engine.check``."""
+        self._running().check()
+
+    def supported_tasks(self) -> list[str]:
+        """See ``Engine.supported_tasks``."""
+        return self._engine.supported_tasks() if self._engine else []
+
+    def unfinished(self) -> int:
+        """See ``Engine.unfinished``."""
+        return self._engine.unfinished() if self._engine else 0
+
+    def start_report(self) -> StartReport:
+        """See ``Engine.start_report``."""
+        return {"weights_from": self._weights_from, "stages_s": dict(self._stages_s)}
+
+    async def stop(self) -> None:
+        """See ``Engine.stop``."""
+        if self._finishing is not None:
+            self._finishing.cancel()
+            await asyncio.gather(self._finishing, return_exceptions=True)
+        if self._engine is not None:
+            await self._engine.stop()
+        if self._lease is not None:
+            self._lease.release()
+
+    def _running(self) -> Engine:
+        if self._engine is None:
+            raise EngineDiedError(self._spec.id)
+        return self._engine
+
+    def __repr__(self) -> str:
+        return f"<StagedEngine {self._spec.id} from {self._weights_from or 'nothing yet'}, {self._engine!r}>"
+
+
+def _weights_bytes(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.glob("*.safetensors"))

@@ -1,0 +1,84 @@
+"""A snapshot store on every node: there when a node joins, back after it was killed, gone with the application."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray import serve
+from ray.cluster_utils import Cluster
+from ray.util.state import list_actors
+from snapshot_samples import make_snapshot
+
+from deployments.nodes import NodeKeeper
+from storage.actor import NAMESPACE, store_name
+from storage.errors import SnapshotMissingError
+from storage.store import StoreConfig
+from tests.support.service import free_port
+
+APPLICATION = "nodes-test"
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "dashboard_port": free_port()})
+    ray.init(address=made.address, namespace=NAMESPACE, log_to_driver=False)
+    yield made
+    serve.shutdown()
+    ray.shutdown()
+    made.shutdown()
+
+
+def until(holds: Callable[[], Any], within_s: float = 60) -> Any:
+    deadline_s = time.monotonic() + within_s
+    while not (found := holds()):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.1)
+    return found
+
+
+def store_of(node_id: str) -> Any:
+    try:
+        return ray.get_actor(store_name(APPLICATION, node_id), NAMESPACE)
+    except ValueError:
+        return None
+
+
+def living_stores() -> list[Any]:
+    return [actor for actor in list_actors() if actor.class_name == "StoreActor" and actor.state == "ALIVE"]
+
+
+def test_every_node_has_its_store_as_long_as_the_application_lives(cluster: Cluster, tmp_path: Path) -> None:
+    published = make_snapshot(tmp_path / "published", 1)
+    # One machine plays all nodes, so their stores must not share directories: one after another has the lock.
+    config = StoreConfig(tmp_path / "dram", 1 << 20, tmp_path / "disk", 1 << 20)
+    keeper = serve.deployment(NodeKeeper, ray_actor_options={"num_cpus": 0})
+    handle = serve.run(keeper.bind(config), name=APPLICATION, route_prefix=None)
+    first = ray.get_runtime_context().get_node_id()
+    store = until(lambda: store_of(first))
+    place = ray.get(store.acquire.remote(published.id, str(tmp_path / "published")))
+    assert (place.tier, place.path) == ("dram", str(tmp_path / "dram" / published.id))
+    with pytest.raises(SnapshotMissingError):
+        ray.get(store.acquire.remote("0" * 64, None))
+
+    os.kill(living_stores()[0].pid or ray.get(store.describe.remote()), signal.SIGKILL)
+    described = until(lambda: _described(handle, first))
+    assert [tier["snapshots"][0]["id"] for tier in described.values()] == [published.id] * 2, "it found its files again"
+
+    second = cluster.add_node(num_cpus=1)
+    until(lambda: store_of(second.node_id))
+    cluster.remove_node(second)
+    until(lambda: list(handle.tiers.remote().result()) == [first])
+
+    serve.delete(APPLICATION)
+    until(lambda: not living_stores())
+
+
+def _described(handle: Any, node_id: str) -> Any:
+    held = handle.tiers.remote().result().get(node_id, {"error": "no store"})
+    return None if "error" in held else held

@@ -1,0 +1,125 @@
+"""A model from S3: fetched once, served, found again in host memory after a crash, and shown to whoever asks."""
+
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+from openai import OpenAI
+from s3_server import S3Server, serve_s3
+
+from tests.integration.test_launch import Launched
+from tests.support.service import EMBEDDING_MODEL, MODELS, command, demo_args, free_port, serve_config
+
+TEXTS = ["a cat sits", "a kitten is sitting", "stock markets fell"]
+WEIGHTS = "models/minilm/model.safetensors"
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "any")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "any")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    with serve_s3() as server:
+        root = MODELS / EMBEDDING_MODEL
+        for path in root.rglob("*"):
+            if path.is_file():
+                server.objects[f"models/minilm/{path.relative_to(root).as_posix()}"] = path.read_bytes()
+        yield server
+
+
+@pytest.fixture
+def launched(s3: S3Server) -> Iterator[tuple[Launched, str, Path]]:
+    (model,) = [model for model in demo_args()["models"] if model["id"] == EMBEDDING_MODEL]
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="fl-", dir="/tmp", ignore_cleanup_errors=True) as made:
+        directory = Path(made)
+        storage = {"disk_dir": "disk", "dram_dir": "dram", "s3": {"endpoint_url": s3.url}}
+        args = {"models": [model | {"source": "s3://models/minilm"}], "storage": storage}
+        running = Launched(directory, serve_config(port, args))
+        try:
+            running.until_it_answers()
+            yield running, f"http://127.0.0.1:{port}", directory
+        finally:
+            if running.process.poll() is None:
+                os.kill(running.process.pid, signal.SIGINT)
+                running.process.wait(60)
+
+
+def until(holds: Callable[[], Any], within_s: float = 180) -> Any:
+    deadline_s = time.monotonic() + within_s
+    while not (found := holds()):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.2)
+    return found
+
+
+def embeddings(url: str) -> np.ndarray:
+    client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+    return np.array([item.embedding for item in client.embeddings.create(model=EMBEDDING_MODEL, input=TEXTS).data])
+
+
+def tiers(url: str) -> dict[str, Any]:
+    (held,) = httpx.get(f"{url}/admin/tiers", timeout=30).json()["nodes"].values()
+    return held
+
+
+def process_called(running: Launched, name: str) -> psutil.Process:
+    return next(process for process in running.everything() if name in " ".join(process.cmdline()))
+
+
+def test_a_model_from_s3(s3: S3Server, launched: tuple[Launched, str, Path], client: OpenAI) -> None:
+    running, url, directory = launched
+    expected = np.array([item.embedding for item in client.embeddings.create(model=EMBEDDING_MODEL, input=TEXTS).data])
+    assert np.allclose(embeddings(url), expected, atol=1e-5)
+
+    # The first start built the snapshot; it reaches both tiers while the engine serves already.
+    held = until(lambda: (found := tiers(url))["dram"]["snapshots"] and found)
+    (in_dram,), (on_disk,) = held["dram"]["snapshots"], held["disk"]["snapshots"]
+    assert in_dram["id"] == on_disk["id"]
+    until(lambda: tiers(url)["dram"]["snapshots"][0]["whole"])
+
+    # An engine that starts again reads nothing but host memory.
+    read_bytes = s3.read_bytes
+    process_called(running, "VLLM::EngineCore").kill()
+    engine = until(lambda: (found := _engine(url))["restarts"] == 1 and found["state"] == "awake" and found)
+    assert engine["start"]["weights_from"] == "dram"
+    assert s3.read_bytes == read_bytes
+    assert np.allclose(embeddings(url), expected, atol=1e-5)
+    assert tiers(url)["dram"]["snapshots"][0]["leases"], "the engine holds what it has mapped"
+
+    # The store's death is nothing to the engine, and the next one finds everything, with who uses it.
+    process_called(running, "ray::StoreActor").kill()
+    assert np.allclose(embeddings(url), expected, atol=1e-5)
+    held = until(lambda: "error" not in (found := tiers(url)) and found)
+    assert held["dram"]["snapshots"][0]["leases"]
+
+    shown = subprocess.run(
+        [command("flashserve"), "tiers", "--url", url], check=True, capture_output=True, text=True, env=_wide()
+    ).stdout
+    assert in_dram["id"][:12] in shown
+    shown = subprocess.run(
+        [command("flashserve"), "status", "--url", url], check=True, capture_output=True, text=True, env=_wide()
+    ).stdout
+    assert "awake" in shown
+    assert "dram" in shown
+
+    os.kill(running.process.pid, signal.SIGINT)
+    assert running.process.wait(60) == 0
+    assert not (directory / "dram").exists(), "host memory is given back"
+
+
+def _engine(url: str) -> dict[str, Any]:
+    return httpx.get(f"{url}/admin/models", timeout=30).json()["models"][EMBEDDING_MODEL]
+
+
+def _wide() -> dict[str, str]:
+    return os.environ | {"COLUMNS": "250"}
