@@ -59,6 +59,7 @@ def build_app(args: dict[str, Any]) -> Application:
         nodes=_nodes(storage),
         storage=storage,
         max_body_bytes=config.gateway.max_body_bytes,
+        header_wait_s=config.admission.header_wait_s,
     )
 
 

@@ -85,6 +85,9 @@ class AdmissionConfig(_Section):
     """When a request is turned away."""
 
     max_queued_requests: int = Field(512, ge=-1, description="sequences a gateway holds for a busy pool; -1: no limit")
+    header_wait_s: float = Field(
+        2.0, ge=0, description="how long a stream's headers wait, so that refusals keep a status"
+    )
 
 
 class S3Config(_Section):

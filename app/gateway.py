@@ -16,11 +16,13 @@ import ray
 from fastapi.exceptions import RequestValidationError
 from pydantic import TypeAdapter, ValidationError
 from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from app.engine_client import RemoteEngineClient
-from app.errors import InvalidRequestError
+from app.errors import AppError, InvalidRequestError
 from app.metrics import scrape
 from app.openai_layer import REQUEST_TYPES, OpenAILayer, Operation
 from app.responses import error_answer
@@ -47,6 +49,7 @@ class Gateway:
         nodes: Any,
         storage: StoreConfig,
         max_body_bytes: int,
+        header_wait_s: float,
     ) -> None:
         """``frontends`` are vLLM's API server arguments and ``pools`` Serve handles, by model id; ``nodes`` is one."""
         self._specs = specs
@@ -55,6 +58,7 @@ class Gateway:
         self._frontends = frontends
         self._pools = pools
         self._max_body_bytes = max_body_bytes
+        self.header_wait_s = header_wait_s
         self._streams = TokenStreams()
         self._building = asyncio.get_running_loop().create_task(self._build())
 
@@ -73,6 +77,15 @@ class Gateway:
         for engines in await asyncio.gather(*(_described(handle) for handle in handles)):
             described |= engines
         return described
+
+    async def progress(self, model: str) -> str:
+        """See ``routes.Service.progress``."""
+        try:
+            model_id = (await self.layer()).model_id(model)
+            engine = (await _described(self._pools[model_id]))[model_id]
+        except (AppError, RayError, RayServeException) as error:
+            return f"{model}: {error}"
+        return f"{model_id} is {engine['state']}"
 
     async def tiers(self) -> dict[str, Any]:
         """See ``routes.Service.tiers``."""

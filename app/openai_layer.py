@@ -122,6 +122,14 @@ class OpenAILayer:
             result.error = ErrorInfo(**error_body(readable(problem.message), HTTPStatus(problem.code), param)["error"])
         return result
 
+    def model_id(self, name: str) -> str:
+        """Return the id of the model that answers for ``name``.
+
+        Raises:
+            ModelNotFoundError: nothing is called so.
+        """
+        return self._names.resolve(name).model_id
+
     async def models(self) -> list[dict[str, Any]]:
         """Return a card for every model and adapter, in OpenAI's shape."""
         lists = [await state.openai_serving_models.show_available_models() for state in self._states.values()]

@@ -1,7 +1,6 @@
 """The HTTP API: OpenAI's paths over the OpenAI layer, health and metrics."""
 
 import asyncio
-import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Annotated, Any, Protocol
 
@@ -14,6 +13,7 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse, ModelCard, Mod
 from vllm.exceptions import VLLMError
 
 from app.errors import RETRY_AFTER_S, AppError, BodyTooLargeError, ModelNotFoundError
+from app.holding import answered
 from app.openai_layer import ANSWER_TYPES, REQUEST_TYPES, STREAMING, OpenAILayer, Operation
 from app.responses import BAD_REQUEST_ERRORS, error_answer
 from deployments.errors import DeploymentError
@@ -42,6 +42,13 @@ _OTHER_FORMS: dict[Operation, dict[str, Any]] = dict.fromkeys(STREAMING, _STREAM
 
 class Service(Protocol):
     """What the routes need of the gateway."""
+
+    header_wait_s: float
+    """How long the headers of a stream wait for its first token."""
+
+    async def progress(self, model: str) -> str:
+        """Return a line about what requests for a model wait for."""
+        ...
 
     async def layer(self) -> OpenAILayer:
         """Return the OpenAI layer, waiting until the models' engines have been reached once."""
@@ -91,7 +98,14 @@ def _handler(service: Service, operation: Operation) -> Callable[..., Awaitable[
         async def respond() -> Response:
             return _as_response(await layer.answer(operation, request, raw_request))
 
-        return await _unless_disconnected(asyncio.ensure_future(respond()), raw_request)
+        header_wait_s = service.header_wait_s if getattr(request, "stream", False) else None
+        model = str(request.model)
+        return await answered(
+            asyncio.ensure_future(respond()),
+            raw_request,
+            header_wait_s=header_wait_s,
+            progress=lambda: service.progress(model),
+        )
 
     answer.__annotations__["request"] = Annotated[REQUEST_TYPES[operation], Body()]
     return answer
@@ -126,27 +140,6 @@ def _add_service_routes(app: FastAPI, service: Service) -> None:
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> str:
         return await service.metrics()
-
-
-async def _unless_disconnected(work: asyncio.Future[Response], raw_request: Request) -> Response:
-    """Await the work; when the client goes away first, cancel it, which stops the generation."""
-    gone = asyncio.ensure_future(_disconnected(raw_request.receive))
-    try:
-        await asyncio.wait([work, gone], return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
-            work.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await work
-            return Response(status_code=499)
-        return work.result()
-    finally:
-        gone.cancel()
-        work.cancel()
-
-
-async def _disconnected(receive: Callable[[], Awaitable[Message]]) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 def _as_response(result: Any) -> Response:

@@ -1,0 +1,82 @@
+"""Answers that are a while in coming, because a model wakes: refusals keep their status, streams are kept alive.
+
+Headers wait a short time, in which a refusal can still be an HTTP status. After that a client that asked for a stream
+gets it at once, with comments that say what it waits for; server-sent events' comments never reach the content. A
+failure is then an error event. A client that goes away ends the work in every case.
+"""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Message
+
+from app.responses import error_answer
+
+COMMENT_PERIOD_S = 1.0
+_CLIENT_CLOSED_REQUEST = 499
+
+Progress = Callable[[], Awaitable[str]]
+
+
+async def answered(
+    work: asyncio.Future[Response], raw_request: Request, *, header_wait_s: float | None, progress: Progress
+) -> Response:
+    """Return the answer, or after ``header_wait_s`` a stream that will bring it; with None there is no such stream.
+
+    Args:
+        work: makes the answer; cancelled when the client goes away.
+        raw_request: of which nothing more is read than that the client has gone.
+        header_wait_s: seconds that headers wait.
+        progress: returns a line about what is waited for.
+
+    Raises:
+        What ``work`` raises within that time.
+    """
+    gone = asyncio.ensure_future(_disconnected(raw_request.receive))
+    handed_over = False
+    try:
+        await asyncio.wait([work, gone], timeout=header_wait_s, return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            return work.result()
+        if gone.done():
+            work.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await work
+            return Response(status_code=_CLIENT_CLOSED_REQUEST)
+        handed_over = True
+        return StreamingResponse(_held(work, progress), media_type="text/event-stream")
+    finally:
+        gone.cancel()
+        if not handed_over:
+            work.cancel()
+
+
+async def _held(work: asyncio.Future[Response], progress: Progress) -> AsyncGenerator[str | bytes, None]:
+    try:
+        while not work.done():
+            yield f": {await progress()}\n\n"
+            await asyncio.wait([work], timeout=COMMENT_PERIOD_S)
+        response = work.result()
+        if isinstance(response, StreamingResponse):
+            async with contextlib.aclosing(response.body_iterator) as events:
+                async for event in events:
+                    yield event
+        else:
+            yield _event(bytes(response.body).decode())
+    except Exception as error:  # noqa: BLE001 - headers are gone: every error becomes an event
+        yield _event(json.dumps(error_answer(error)))
+    finally:
+        work.cancel()
+
+
+def _event(data: str) -> str:
+    return f"data: {data}\n\ndata: [DONE]\n\n"
+
+
+async def _disconnected(receive: Callable[[], Awaitable[Message]]) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
