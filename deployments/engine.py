@@ -1,6 +1,7 @@
 """What an engine replica needs of an engine: one model, started, asked, checked and stopped."""
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Protocol
 
 from deployments.types import Embedding, EmbedRequest, GenerateRequest, StartReport
@@ -24,6 +25,7 @@ class Engine(Protocol):
         Raises:
             RequestRejectedError: the request is not valid for this model.
             EngineDiedError: the engine ended.
+            EngineUnavailableError: it sleeps.
         """
         ...
 
@@ -45,6 +47,28 @@ class Engine(Protocol):
 
     def start_report(self) -> StartReport:
         """Return how the last start went."""
+        ...
+
+    async def sleep(self) -> None:
+        """Give back the memory of weights and KV cache, keep the processes; requests are refused until ``wake``.
+
+        Nothing is aborted: who wants an engine to sleep waits until it has no request in hand. Harmless when it sleeps.
+
+        Raises:
+            EngineBusyError: it has requests in hand; it stays awake.
+            SleepUnsupportedError: it can never sleep; it stays awake.
+            EngineDiedError: the engine ended.
+        """
+        ...
+
+    async def wake(self, snapshot: Path) -> None:
+        """Take the weights from the model's snapshot in this directory and serve again; harmless when it is awake.
+
+        Raises:
+            WakeError: the snapshot can't be used, or the engine answers otherwise than before. It still refuses
+                requests; it may be woken from another snapshot, or be stopped.
+            EngineDiedError: the engine ended.
+        """
         ...
 
     async def stop(self) -> None:

@@ -5,6 +5,9 @@ DeploymentError
 ├── EngineUnavailableError  the model's engine is not able to serve now and may be later
 ├── EngineDiedError       the engine ended while it worked on the request
 ├── RequestRejectedError  the engine refuses this request as it is (the caller's fault)
+├── EngineBusyError       the engine can't be put to sleep now: it has requests in hand
+├── SleepUnsupportedError  the engine can't be put to sleep at all
+├── WakeError             the engine did not wake as it fell asleep, and has to be started again
 ├── UnknownModelError     the replica does not host this model
 ├── EngineArgumentError   an engine argument in the configuration is unknown or invalid
 └── FeedError             the token feed to the gateway could not be opened or broke
@@ -62,6 +65,41 @@ class RequestRejectedError(DeploymentError):
 
     def __str__(self) -> str:
         return self.message
+
+
+class EngineBusyError(DeploymentError):
+    """The engine of ``model_id`` has requests in hand and stays awake."""
+
+    def __init__(self, model_id: str) -> None:
+        super().__init__(model_id)
+        self.model_id = model_id
+
+    def __str__(self) -> str:
+        return f"The engine of model '{self.model_id}' has requests in hand and can't be put to sleep."
+
+
+class SleepUnsupportedError(DeploymentError):
+    """The engine of ``model_id`` can't sleep, for a reason that will not change; it stays awake."""
+
+    def __init__(self, model_id: str, reason: str) -> None:
+        super().__init__(model_id, reason)
+        self.model_id = model_id
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"The engine of model '{self.model_id}' can't sleep: {self.reason}"
+
+
+class WakeError(DeploymentError):
+    """The engine of ``model_id`` could not be woken, or does not answer as before; it has to be started again."""
+
+    def __init__(self, model_id: str, reason: str) -> None:
+        super().__init__(model_id, reason)
+        self.model_id = model_id
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"The engine of model '{self.model_id}' could not be woken: {self.reason}"
 
 
 class UnknownModelError(DeploymentError):

@@ -7,21 +7,32 @@ told to die.
 import asyncio
 import struct
 from collections.abc import AsyncIterator
+from pathlib import Path
 
-from deployments.errors import EngineDiedError, EngineStartError, RequestRejectedError
+from deployments.errors import (
+    EngineBusyError,
+    EngineDiedError,
+    EngineStartError,
+    EngineUnavailableError,
+    RequestRejectedError,
+    WakeError,
+)
 from deployments.types import Embedding, EmbedRequest, GenerateRequest, ModelSpec, StartReport
 from deployments.wire import TokenDelta
 
 
 class FakeEngine:
-    """Engine arguments it knows: ``token_time_s``, ``fail_starts`` (how many starts fail)."""
+    """Engine arguments it knows: times ``token_time_s``, ``sleep_time_s``, ``wake_time_s``; ``fail_starts`` (how many)."""
 
     failed_starts: dict[str, int] = {}  # noqa: RUF012 - counts across instances, as a supervisor makes new ones
 
     def __init__(self, spec: ModelSpec) -> None:
         self._spec = spec
         self._token_time_s = float(spec.engine.get("token_time_s", 0.0))
+        self._sleep_time_s = float(spec.engine.get("sleep_time_s", 0.0))
+        self._wake_time_s = float(spec.engine.get("wake_time_s", 0.0))
         self._alive = False
+        self._asleep = False
         self.running: set[str] = set()
 
     async def start(self) -> None:
@@ -34,6 +45,7 @@ class FakeEngine:
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[TokenDelta]:
         """See ``Engine.generate``."""
+        self._check_awake()
         prompt, stream_id = request["prompt_token_ids"], request["stream_id"]
         if not prompt:
             raise RequestRejectedError("The prompt is empty.", "prompt")
@@ -51,7 +63,7 @@ class FakeEngine:
 
     async def embed(self, request: EmbedRequest) -> Embedding:
         """See ``Engine.embed``: the mean of the prompt's token ids, as one number."""
-        self.check()
+        self._check_awake()
         prompt = request["prompt_token_ids"]
         if not prompt:
             raise RequestRejectedError("The prompt is empty.", "input")
@@ -77,6 +89,30 @@ class FakeEngine:
     def start_report(self) -> StartReport:
         """See ``Engine.start_report``."""
         return {"weights_from": "nowhere", "stages_s": {}}
+
+    async def sleep(self) -> None:
+        """See ``Engine.sleep``."""
+        self.check()
+        if self.running:
+            raise EngineBusyError(self._spec.id)
+        if not self._asleep:
+            self._asleep = True
+            await asyncio.sleep(self._sleep_time_s)
+
+    async def wake(self, snapshot: Path) -> None:
+        """See ``Engine.wake``: of the snapshot it only wants to know that there is one."""
+        self.check()
+        if not self._asleep:
+            return
+        await asyncio.sleep(self._wake_time_s)
+        if not snapshot.is_dir():
+            raise WakeError(self._spec.id, f"there is no snapshot at {snapshot}")
+        self._asleep = False
+
+    def _check_awake(self) -> None:
+        self.check()
+        if self._asleep:
+            raise EngineUnavailableError(self._spec.id, "its engine is asleep")
 
     async def stop(self) -> None:
         """See ``Engine.stop``."""

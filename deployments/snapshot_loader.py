@@ -9,6 +9,7 @@ checkpoint and writes each rank's file into an existing directory, which the cal
 """
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from storage.manifest import MANIFEST_NAME, parse_manifest
 from storage.weights import map_tensors, rank_file, write_tensors
 
 logger = logging.getLogger(__name__)
+
+WeightKind = tuple[torch.Size, torch.dtype]
 
 
 def register() -> None:
@@ -73,25 +76,41 @@ def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
     return weights
 
 
+def open_snapshot(directory: Path, file: str, kinds: Mapping[str, WeightKind]) -> dict[str, torch.Tensor]:
+    """Return the tensors of a snapshot's file as views of its mapping; ``kinds`` says what the model's weights are.
+
+    Raises:
+        CorruptSnapshotError: the file is broken, or a tensor's name, shape or type is not the model's.
+        ManifestError: the manifest is malformed.
+    """
+    path = directory / MANIFEST_NAME
+    try:
+        manifest = parse_manifest(path.read_bytes(), str(path))
+    except OSError as error:
+        raise CorruptSnapshotError(str(directory), MANIFEST_NAME, f"can't be read: {error}") from error
+    tensors = map_tensors(directory / file, [entry for entry in manifest.tensors if entry.file == file])
+    for name, tensor in tensors.items():
+        if kinds.get(name) != (tensor.shape, tensor.dtype):
+            raise not_this_model(directory, file, name)
+    return tensors
+
+
+def not_this_model(directory: Path, file: str, name: str) -> CorruptSnapshotError:
+    """Return the error for a snapshot whose tensor ``name`` is missing, superfluous or of another shape or type."""
+    return CorruptSnapshotError(str(directory), file, f"is not this model's: it differs in '{name}'")
+
+
 def restore(model: nn.Module, directory: Path, file: str) -> None:
     """Make the model's weights views of a snapshot's file: nothing is copied on a CPU.
 
     Raises:
-        CorruptSnapshotError: names, shapes or types are not the model's.
+        CorruptSnapshotError: the file is broken, or names, shapes or types are not the model's.
+        ManifestError: the manifest is malformed.
     """
-    path = directory / MANIFEST_NAME
-    manifest = parse_manifest(path.read_bytes(), str(path))
-    tensors = map_tensors(directory / file, [entry for entry in manifest.tensors if entry.file == file])
     weights = weights_of(model)
-    different = sorted(
-        name
-        for name in tensors.keys() | weights.keys()
-        if name not in tensors
-        or name not in weights
-        or (tensors[name].shape, tensors[name].dtype) != (weights[name].shape, weights[name].dtype)
-    )
-    if different:
-        raise CorruptSnapshotError(str(directory), file, f"is not this model's: it differs in '{different[0]}'")
+    tensors = open_snapshot(directory, file, {name: (w.shape, w.dtype) for name, w in weights.items()})
+    if missing := sorted(weights.keys() - tensors.keys()):
+        raise not_this_model(directory, file, missing[0])
     named = dict(model.named_parameters(remove_duplicate=True)) | dict(model.named_buffers(remove_duplicate=True))
     for name, tensor in tensors.items():
         weight = named[name]

@@ -1,12 +1,16 @@
 """One vLLM engine in this process: AsyncLLM behind the ``Engine`` protocol, tokens in and tokens out.
 
-Covers: start and end of an engine and its processes, requests, errors translated from vLLM's. Does not cover: which
-engines run and when (``replica``), text (the gateway detokenizes), engine arguments (``engine_args``).
+Covers: start and end of an engine and its processes, requests, sleep and wake, errors translated from vLLM's. Does not
+cover: which engines run and when (``replica``), text (the gateway detokenizes), engine arguments (``engine_args``),
+what a worker does to sleep (``cpu_worker``).
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import aclosing
+import logging
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -22,12 +26,23 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
 from deployments.adapters import AdapterTable
+from deployments.canary import Answer, ask_canary
 from deployments.engine_args import engine_args
-from deployments.errors import EngineDiedError, EngineStartError, RequestRejectedError
+from deployments.errors import (
+    EngineBusyError,
+    EngineDiedError,
+    EngineStartError,
+    EngineUnavailableError,
+    RequestRejectedError,
+    SleepUnsupportedError,
+    WakeError,
+)
 from deployments.types import AdapterRef, Embedding, EmbedRequest, GenerateRequest, ModelSpec, StartReport
 from deployments.wire import LogprobRow, TokenDelta
 
 STOP_TIMEOUT_S = 10.0
+
+logger = logging.getLogger(__name__)
 
 
 class VllmEngine:
@@ -38,6 +53,10 @@ class VllmEngine:
         self._adapters = AdapterTable()
         self._llm: AsyncLLM | None = None
         self._tasks: list[str] = []
+        # Requests in hand, counted here: vLLM counts one only some time after it was given it.
+        self._unfinished = 0
+        self._asleep = False
+        self._canary: Answer | None = None
 
     async def start(self) -> None:
         """See ``Engine.start``. Takes tens of seconds: the engine's processes import vLLM and load the weights."""
@@ -62,19 +81,20 @@ class VllmEngine:
         stream_id = request["stream_id"]
         params = _sampling_params(request["sampling"])
         try:
-            outputs = self._running().generate(
-                prompt,
-                params,
-                stream_id,
-                lora_request=self._lora_request(request.get("adapter")),
-                priority=request.get("priority", 0),
-            )
-            first = True
-            # Closed here and not whenever it is collected: closing it is what aborts the request in the engine.
-            async with aclosing(outputs):
-                async for output in outputs:
-                    yield _delta(stream_id, output, params, first=first)
-                    first = False
+            with self._one_request() as llm:
+                outputs = llm.generate(
+                    prompt,
+                    params,
+                    stream_id,
+                    lora_request=self._lora_request(request.get("adapter")),
+                    priority=request.get("priority", 0),
+                )
+                first = True
+                # Closed here and not whenever it is collected: closing it is what aborts the request in the engine.
+                async with aclosing(outputs):
+                    async for output in outputs:
+                        yield _delta(stream_id, output, params, first=first)
+                        first = False
         except (EngineDeadError, EngineGenerateError, VLLMClientError, ValueError) as error:
             raise self._translated(error) from error
 
@@ -82,14 +102,15 @@ class VllmEngine:
         """See ``Engine.embed``."""
         result: PoolingRequestOutput | None = None
         try:
-            async for output in self._running().encode(
-                {"type": "token", "prompt_token_ids": request["prompt_token_ids"]},
-                msgspec.convert(request["pooling"], PoolingParams),
-                request["stream_id"],
-                lora_request=self._lora_request(request.get("adapter")),
-                priority=request.get("priority", 0),
-            ):
-                result = output
+            with self._one_request() as llm:
+                async for output in llm.encode(
+                    {"type": "token", "prompt_token_ids": request["prompt_token_ids"]},
+                    msgspec.convert(request["pooling"], PoolingParams),
+                    request["stream_id"],
+                    lora_request=self._lora_request(request.get("adapter")),
+                    priority=request.get("priority", 0),
+                ):
+                    result = output
         except (EngineDeadError, EngineGenerateError, VLLMClientError, ValueError) as error:
             raise self._translated(error) from error
         if result is None:
@@ -112,7 +133,58 @@ class VllmEngine:
 
     def unfinished(self) -> int:
         """See ``Engine.unfinished``."""
-        return 0 if self._llm is None else int(self._llm.get_num_unfinished_requests())
+        return self._unfinished
+
+    async def sleep(self) -> None:
+        """See ``Engine.sleep``. The first time it also asks the canary, whose answer every wake has to give again."""
+        llm = self._running()
+        if self._asleep:
+            return
+        if self._unfinished:
+            raise EngineBusyError(self._spec.id)
+        begin_s = time.perf_counter()
+        self._asleep = True  # from here on nobody gets in
+        reason: str | None = None
+        try:
+            if self._canary is None:
+                self._canary = await ask_canary(llm, self._tasks)
+            # Emptied while the blocks it names go; it says whether the engine had really let go of all of them.
+            idle = await llm.reset_prefix_cache()
+            if idle:
+                reasons = await llm.collective_rpc("fall_asleep")
+                reason = next(filter(None, reasons), None)
+                self._asleep = reason is None
+            else:
+                self._asleep = False
+        except EngineDeadError as error:
+            raise EngineDiedError(self._spec.id) from error
+        if not idle:
+            raise EngineBusyError(self._spec.id)
+        if reason is not None:
+            raise SleepUnsupportedError(self._spec.id, reason)
+        logger.info("engine of %s asleep after %.3f s", self._spec.id, time.perf_counter() - begin_s)
+
+    async def wake(self, snapshot: Path) -> None:
+        """See ``Engine.wake``."""
+        llm = self._running()
+        if not self._asleep:
+            return
+        begin_s = time.perf_counter()
+        try:
+            stages = await llm.collective_rpc("wake_from", args=(str(snapshot),))
+            woken_s = time.perf_counter()
+            answer = await ask_canary(llm, self._tasks)
+        except EngineDeadError as error:
+            raise EngineDiedError(self._spec.id) from error
+        # What a worker raises arrives as a plain Exception that quotes it.
+        except Exception as error:
+            raise WakeError(self._spec.id, str(error)) from error
+        if answer != self._canary:
+            raise WakeError(self._spec.id, "it does not answer as before it fell asleep")
+        self._asleep = False
+        end_s = time.perf_counter()
+        stages_s = {**stages[0], "canary_s": end_s - woken_s, "all_s": end_s - begin_s}
+        logger.info("engine of %s awake: %s", self._spec.id, {key: round(value, 4) for key, value in stages_s.items()})
 
     def start_report(self) -> StartReport:
         """See ``Engine.start_report``."""
@@ -128,6 +200,17 @@ class VllmEngine:
         if self._llm is None:
             raise EngineDiedError(self._spec.id)
         return self._llm
+
+    @contextmanager
+    def _one_request(self) -> Iterator[AsyncLLM]:
+        llm = self._running()
+        if self._asleep:
+            raise EngineUnavailableError(self._spec.id, "its engine is asleep")
+        self._unfinished += 1
+        try:
+            yield llm
+        finally:
+            self._unfinished -= 1
 
     def _lora_request(self, adapter: AdapterRef | None) -> LoRARequest | None:
         if adapter is None:

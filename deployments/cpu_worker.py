@@ -1,0 +1,52 @@
+"""vLLM's worker on a CPU that can sleep: ``worker_cls`` of engines on a CPU.
+
+Covers: the worker's half of sleep, which vLLM's CPU worker ignores: weights and KV cache go, the process, compiled code
+and adapters stay. The engine calls it between requests (``vllm_engine``), by the names of the methods. Does not cover:
+the weights themselves (``cpu_weights``).
+"""
+
+import time
+from pathlib import Path
+
+from vllm.distributed import get_tensor_model_parallel_rank
+from vllm.v1.worker.cpu_worker import CPUWorker
+
+from deployments.cpu_weights import CpuWeights
+from deployments.os_memory import drop_pages, trim_heap
+from storage.weights import rank_file
+
+
+class SleepingCpuWorker(CPUWorker):
+    """Adds ``fall_asleep`` and ``wake_from``."""
+
+    def load_model(self, *, load_dummy_weights: bool = False) -> None:
+        """See vLLM's worker."""
+        super().load_model(load_dummy_weights=load_dummy_weights)
+        self._weights = CpuWeights(self.get_model(), self.model_config.dtype)
+
+    def fall_asleep(self) -> str | None:
+        """Give the memory of weights and KV cache back; no request may be running.
+
+        Returns why this engine can't sleep, in which case it stays as it was.
+        """
+        if reason := self._weights.unsupported():
+            return reason
+        self._weights.release()
+        # Nothing but the prefix cache, which the engine resets, would read the KV cache before it is written.
+        storages = {cache.untyped_storage().data_ptr(): cache for cache in self.model_runner.kv_caches}
+        for cache in storages.values():
+            drop_pages(cache.untyped_storage())
+        trim_heap()
+        return None
+
+    def wake_from(self, snapshot: str) -> dict[str, float]:
+        """Take the weights from the snapshot in this directory; return the seconds that each stage took.
+
+        Raises:
+            StorageError: the snapshot is broken, or not this model's; the worker still sleeps.
+        """
+        begin_s = time.perf_counter()
+        self._weights.map(Path(snapshot), rank_file(get_tensor_model_parallel_rank()))
+        mapped_s = time.perf_counter()
+        self._weights.pack()
+        return {"map_s": mapped_s - begin_s, "pack_s": time.perf_counter() - mapped_s}
