@@ -21,15 +21,30 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 
 def status(url: Url = DEFAULT_URL) -> None:
     """Show each model's engine: its state, what for, and how it started."""
-    table = Table("model", "state", "requests", "restarts", "start", "weights from", "stages")
+    table = Table("model", "state", "for", "requests", "waiting", "restarts", "start", "wake", "weights from", "stages")
     for model, engine in _get(url, "/admin/models")["models"].items():
         start = engine["start"]
         state = f"{engine['state']} ({engine['reason']})" if engine["reason"] else engine["state"]
-        took = f"{engine['started_in_s']:.2f} s" if engine["started_in_s"] is not None else ""
+        took = [f"{engine[key]:.2f} s" if engine[key] is not None else "" for key in ("started_in_s", "woken_in_s")]
         stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in start["stages_s"].items())
-        counts = (str(engine["requests"]), str(engine["restarts"]))
-        table.add_row(model, state, *counts, took, start["weights_from"], stages)
+        counts = [str(engine[key]) for key in ("requests", "waiting", "restarts")]
+        since = f"{engine['since_s']:.0f} s"
+        table.add_row(model, state, since, *counts, *took, start["weights_from"], stages)
     console.print(table)
+
+
+def wake(model: str, url: Url = DEFAULT_URL) -> None:
+    """Wake a model ahead of its next request, also one that failed."""
+    with console.status(f"waking {model} …"):
+        _post(url, "/admin/wake", {"model": model})
+    status(url)
+
+
+def sleep(model: str, url: Url = DEFAULT_URL) -> None:
+    """Put a model to sleep once its requests have ended."""
+    with console.status(f"waiting for {model} to sleep …"):
+        _post(url, "/admin/sleep", {"model": model})
+    status(url)
 
 
 def tiers(url: Url = DEFAULT_URL) -> None:
@@ -57,9 +72,18 @@ def _row(snapshot: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _get(url: str, path: str) -> dict[str, Any]:
+    return _ask("GET", url, path)
+
+
+def _post(url: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    return _ask("POST", url, path, body)
+
+
+def _ask(method: str, url: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
     try:
-        answer = httpx.get(url.rstrip("/") + path, timeout=_TIMEOUT_S)
-        answer.raise_for_status()
+        answer = httpx.request(method, url.rstrip("/") + path, json=body, timeout=_TIMEOUT_S)
+        if answer.is_error:
+            raise ServiceUnreachableError(url, str(answer.json()["error"]["message"]))
         return answer.json()
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         raise ServiceUnreachableError(url, str(error)) from error

@@ -3,6 +3,7 @@
 Named in ``serve_config.yaml`` as ``import_path: app.builder:build_app``.
 """
 
+from pathlib import Path
 from typing import Any
 
 from ray import serve
@@ -13,11 +14,21 @@ from app.errors import ConfigError
 from deployments.errors import EngineArgumentError
 from deployments.nodes import NodeKeeper
 from deployments.replica import ServedEngineReplica
+from deployments.residency import Limits
 from deployments.types import AdapterSpec, ModelSpec
 from storage.checkpoint import SourceCache
 from storage.errors import AdapterError, StorageError
 from storage.source import Adapter, adapters_in
 from storage.store import StoreConfig
+
+NO_LIMIT_BYTES = 1 << 62
+# How long a busy engine keeps others waiting, and how long any model may be kept waiting by its patient objective.
+MIN_RESIDENCY_S = 5.0
+MAX_STARVATION_S = 30.0
+
+DEFAULT_KV_BYTES = 512 * 1024 * 1024
+# Measured: an engine's two processes and what they import, beside weights and KV cache.
+ENGINE_OVERHEAD_BYTES = 1_500_000_000
 
 # Engines start and load weights before a replica is of use, and end in order when it goes.
 _HEALTH = {"health_check_period_s": 5, "health_check_timeout_s": 30}
@@ -113,11 +124,21 @@ def _spec(model: ModelConfig, pool: PoolConfig, sources: SourceCache) -> ModelSp
         max_lora_rank=lora.max_rank if lora else 16,
         adapters=tuple(_adapter_spec(adapter, lora.max_rank) for adapter in adapters) if lora else (),
         device="gpu" if pool.num_gpus else "cpu",
+        keep_awake_s=model.keep_awake_s,
+        ttft_slo_s=model.slo.ttft_s,
+        pin=model.pin,
+        awake_bytes=engine_bytes(model, source.directory),
     )
     if spec.device == "cpu":
         # For a GPU this needs the device, which the machine that builds the application may not have.
         engine_config(spec)
     return spec
+
+
+def engine_bytes(model: ModelConfig, directory: Path) -> int:
+    """Estimate the memory of a model's engine, for as long as nobody has measured it."""
+    weights_bytes = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+    return weights_bytes + int(model.engine.get("kv_cache_memory_bytes", DEFAULT_KV_BYTES)) + ENGINE_OVERHEAD_BYTES
 
 
 def _adapter_spec(adapter: Adapter, max_rank: int) -> AdapterSpec:
@@ -152,4 +173,6 @@ def _pool(pool: PoolConfig, specs: list[ModelSpec], config: AppConfig, storage: 
         **_HEALTH,
         **_SHUTDOWN,
     )
-    return deployment.bind(models=hosted, storage=storage)
+    budget_bytes = NO_LIMIT_BYTES if pool.device_bytes is None else pool.device_bytes
+    limits = Limits(budget_bytes, min_residency_s=MIN_RESIDENCY_S, max_starvation_s=MAX_STARVATION_S)
+    return deployment.bind(models=hosted, storage=storage, limits=limits, max_wait_s=config.admission.max_wait_s)

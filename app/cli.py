@@ -15,6 +15,8 @@ from storage.errors import StorageError
 cli = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
 cli.add_typer(snapshot_cli, name="snapshot")
 cli.command()(admin_cli.status)
+cli.command()(admin_cli.wake)
+cli.command()(admin_cli.sleep)
 cli.command()(admin_cli.tiers)
 console = Console()
 

@@ -42,6 +42,12 @@ class OpenAIConfig(_Section):
         return self
 
 
+class SloConfig(_Section):
+    """What users of a model expect."""
+
+    ttft_s: float = Field(1.0, gt=0, description="time to the first token; who has least of it left wakes first")
+
+
 class ModelConfig(_Section):
     """A base model."""
 
@@ -50,6 +56,11 @@ class ModelConfig(_Section):
     engine: dict[str, Any] = Field(default_factory=dict, description="vLLM engine arguments")
     lora: LoraConfig | None = None
     openai: OpenAIConfig = OpenAIConfig()
+    slo: SloConfig = SloConfig()
+    keep_awake_s: float | None = Field(
+        60.0, ge=0, description="idle time before sleep; null: until others need the room"
+    )
+    pin: Literal["gpu", "dram", "disk"] | None = Field(None, description="keep it awake, or its snapshot in a tier")
 
 
 class PoolConfig(_Section):
@@ -62,7 +73,8 @@ class PoolConfig(_Section):
     min_replicas: int = Field(1, ge=0)
     max_replicas: int = Field(1, ge=1)
     models: Literal["*"] | list[str] = Field("*", description="ids of the models it hosts; * for all")
-    max_ongoing_requests: int = Field(256, ge=1, description="sequences a replica works on at once")
+    max_ongoing_requests: int = Field(256, ge=1, description="sequences a replica works on, or holds, at once")
+    device_bytes: ByteSize | None = Field(None, description="memory for engines, awake and asleep; null: no limit")
 
     @model_validator(mode="after")
     def _replicas_in_order(self) -> "PoolConfig":
@@ -85,6 +97,7 @@ class AdmissionConfig(_Section):
     """When a request is turned away."""
 
     max_queued_requests: int = Field(512, ge=-1, description="sequences a gateway holds for a busy pool; -1: no limit")
+    max_wait_s: float = Field(120.0, gt=0, description="how long a request is held for its model, then 503")
     header_wait_s: float = Field(
         2.0, ge=0, description="how long a stream's headers wait, so that refusals keep a status"
     )

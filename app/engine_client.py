@@ -147,7 +147,7 @@ class RemoteEngineClient(EnginelessClient):
         try:
             embedding = await response
         except (RayError, RayServeException, DeploymentError) as error:
-            raise _translated(error, self.model_id) from error
+            raise translated(error, self.model_id) from error
         finally:
             response.cancel()
         data = np.frombuffer(embedding["data"], dtype="<f4").reshape(embedding["shape"])
@@ -210,7 +210,7 @@ class RemoteEngineClient(EnginelessClient):
         except TimeoutError:
             collector.put(_as_vllm_error(FeedError(str(self._streams.reply_to["port"]), "its last tokens are missing")))
         except Exception as error:  # noqa: BLE001 - whatever the call raised ends this stream, and only this one
-            collector.put(_translated(error, self.model_id))
+            collector.put(translated(error, self.model_id))
 
     def _finish(self, stream_id: str, *, cancel: bool = False) -> None:
         self._streams.forget(stream_id)
@@ -280,8 +280,8 @@ def _check_fits_grammar(output: RequestOutput, params: SamplingParams) -> None:
         raise VLLMValidationError(message)
 
 
-def _translated(error: Exception, model_id: str) -> Exception:
-    """Return a failed Serve call as an error of vLLM's, which its OpenAI classes turn into an answer."""
+def translated(error: Exception, model_id: str) -> Exception:
+    """Return a replica's failed Serve call as an error of vLLM's, which its OpenAI classes turn into an answer."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, DeploymentError):
         return _as_vllm_error(cause)

@@ -21,7 +21,7 @@ from ray.serve.exceptions import RayServeException
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from app.engine_client import RemoteEngineClient
+from app.engine_client import RemoteEngineClient, translated
 from app.errors import AppError, InvalidRequestError
 from app.metrics import scrape
 from app.openai_layer import REQUEST_TYPES, OpenAILayer, Operation
@@ -29,6 +29,7 @@ from app.responses import error_answer
 from app.routes import build_http_app
 from app.streams import TokenStreams
 from deployments.engine_args import engine_config
+from deployments.errors import DeploymentError
 from deployments.types import AdapterRef, EngineDescription, ModelSpec
 from storage.checkpoint import SourceCache
 from storage.store import StoreConfig
@@ -52,7 +53,7 @@ class Gateway:
         header_wait_s: float,
     ) -> None:
         """``frontends`` are vLLM's API server arguments and ``pools`` Serve handles, by model id; ``nodes`` is one."""
-        self._specs = specs
+        self._specs = {spec.id: spec for spec in specs}
         self._nodes = nodes
         self._sources = SourceCache(storage.disk_dir, storage.s3_endpoint_url)
         self._frontends = frontends
@@ -60,7 +61,10 @@ class Gateway:
         self._max_body_bytes = max_body_bytes
         self.header_wait_s = header_wait_s
         self._streams = TokenStreams()
-        self._building = asyncio.get_running_loop().create_task(self._build())
+        self._listening = asyncio.get_running_loop().create_task(self._listen())
+        # Each model's part of the layer for itself, so that one that can't be served takes nothing from the others.
+        self._building: dict[str, asyncio.Task[None]] = {}
+        self._beginning = [asyncio.get_running_loop().create_task(self._begin(spec.id)) for spec in specs]
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Serve's hook: the HTTP application of this replica."""
@@ -68,7 +72,7 @@ class Gateway:
 
     async def layer(self) -> OpenAILayer:
         """See ``routes.Service.layer``."""
-        return await asyncio.shield(self._building)
+        return await asyncio.shield(self._listening)
 
     async def engines(self) -> dict[str, EngineDescription]:
         """See ``routes.Service.engines``."""
@@ -78,6 +82,21 @@ class Gateway:
             described |= engines
         return described
 
+    async def wake(self, model: str) -> None:
+        """See ``routes.Service.wake``."""
+        await self._command("wake", model)
+
+    async def sleep(self, model: str) -> None:
+        """See ``routes.Service.sleep``."""
+        await self._command("sleep", model)
+
+    async def _command(self, command: str, model: str) -> None:
+        model_id = (await self.layer()).model_id(model)
+        try:
+            await getattr(self._pools[model_id], command).remote(model_id)
+        except (RayError, RayServeException, DeploymentError) as error:
+            raise translated(error, model_id) from error
+
     async def progress(self, model: str) -> str:
         """See ``routes.Service.progress``."""
         try:
@@ -85,7 +104,9 @@ class Gateway:
             engine = (await _described(self._pools[model_id]))[model_id]
         except (AppError, RayError, RayServeException) as error:
             return f"{model}: {error}"
-        return f"{model_id} is {engine['state']}"
+        takes_s = engine["woken_in_s"] if engine["state"] == "waking" else engine["started_in_s"]
+        left = f", about {max(0.0, takes_s - engine['since_s']):.1f} s left" if takes_s is not None else ""
+        return f"{model_id} is {engine['state']}{left if engine['state'] in {'starting', 'waking'} else ''}"
 
     async def tiers(self) -> dict[str, Any]:
         """See ``routes.Service.tiers``."""
@@ -122,13 +143,14 @@ class Gateway:
         return await (await self.layer()).models()
 
     async def check_health(self) -> None:
-        """Serve's health check: raises when the models could not be set up."""
-        if self._building.done():
-            self._building.result()
+        """Serve's health check: raises when no tokens could be received."""
+        if self._listening.done():
+            self._listening.result()
 
     async def close(self) -> None:
         """Close the feeds, which ends what replicas generate for this gateway."""
-        self._building.cancel()
+        for task in (self._listening, *self._beginning, *self._building.values()):
+            task.cancel()
         self._streams.close()
 
     async def _answer(self, operation: Operation, body: dict[str, Any]) -> Any:
@@ -141,34 +163,52 @@ class Gateway:
             raise RequestValidationError(error.errors(), body=body) from error
         return await (await self.layer()).answer(operation, request)
 
-    async def _build(self) -> OpenAILayer:
+    async def _listen(self) -> OpenAILayer:
         await self._streams.listen(ray.util.get_node_ip_address())
-        layer = OpenAILayer(self._specs)
-        for configured in self._specs:
-            # Reading the tokenizer and so on blocks, but nothing is served yet.
-            source = await asyncio.to_thread(self._sources.localize, configured.source or configured.path)
-            spec = replace(configured, path=str(source.directory))
-            config = await asyncio.to_thread(engine_config, spec)
-            replicas = self._pools[spec.id]
+        return OpenAILayer(list(self._specs.values()), self._prepare)
+
+    async def _begin(self, model_id: str) -> None:
+        try:
+            await self._prepare(model_id)
+        except Exception:
+            # Requests for it say so too; they try again.
+            logger.exception("model %s can't be served yet", model_id)
+
+    async def _prepare(self, model_id: str) -> None:
+        """Return when a model's part of the layer is built; a build that failed is tried again by the next request."""
+        building = self._building.get(model_id)
+        if building is None or (building.done() and building.exception() is not None):
+            building = asyncio.get_running_loop().create_task(self._build(self._specs[model_id]))
+            self._building[model_id] = building
+        # Shielded: one request's end must not end what others wait for.
+        await asyncio.shield(building)
+
+    async def _build(self, configured: ModelSpec) -> None:
+        layer = await self.layer()
+        source = await asyncio.to_thread(self._sources.localize, configured.source or configured.path)
+        spec = replace(configured, path=str(source.directory))
+        config = await asyncio.to_thread(engine_config, spec)
+        replicas = self._pools[spec.id]
+        try:
             tasks = await replicas.supported_tasks.remote(spec.id)
-            adapters: dict[str, AdapterRef] = {
-                adapter.id: {"id": adapter.id, "path": adapter.path, "digest": adapter.digest}
-                for adapter in spec.adapters
-            }
-            client = RemoteEngineClient(
-                spec.id,
-                config=config,
-                supported_tasks=tasks,
-                replicas=replicas,
-                streams=self._streams,
-                adapters=adapters,
-            )
-            await layer.add(spec, client, self._frontends.get(spec.id, {}))
+        except (RayError, RayServeException, DeploymentError) as error:
+            raise translated(error, spec.id) from error
+        adapters: dict[str, AdapterRef] = {
+            adapter.id: {"id": adapter.id, "path": adapter.path, "digest": adapter.digest} for adapter in spec.adapters
+        }
+        client = RemoteEngineClient(
+            spec.id,
+            config=config,
+            supported_tasks=tasks,
+            replicas=replicas,
+            streams=self._streams,
+            adapters=adapters,
+        )
+        await layer.add(spec, client, self._frontends.get(spec.id, {}))
         logger.info("gateway serves %s", layer)
-        return layer
 
     def __repr__(self) -> str:
-        return f"<Gateway {[spec.id for spec in self._specs]}, {self._streams!r}>"
+        return f"<Gateway {list(self._specs)}, {self._streams!r}>"
 
 
 async def _described(handle: Any) -> dict[str, EngineDescription]:

@@ -201,9 +201,9 @@ def _wait_until_healthy(plan: Plan, process: subprocess.Popen[bytes], log_file: 
                 raise LaunchError(f"The service ended while it started: {_last_error(log_file)} (see {log_file})")
             if DEPLOYMENT_FAILED in log_file.read_text(errors="replace"):
                 raise LaunchError(f"The service could not be deployed: {_last_error(log_file)} (see {log_file})")
-            states = _states(plan)
-            if states is not None:
-                if states and all(state == "awake" for state in states.values()):
+            states, healthy = _states(plan)
+            if states:
+                if healthy:
                     return
                 failed = [model for model, state in states.items() if state == "failed"]
                 if failed:
@@ -214,11 +214,12 @@ def _wait_until_healthy(plan: Plan, process: subprocess.Popen[bytes], log_file: 
     raise LaunchError(f"The service was not ready after {START_TIMEOUT_S:.0f} s: see {log_file}.")
 
 
-def _states(plan: Plan) -> dict[str, str] | None:
+def _states(plan: Plan) -> tuple[dict[str, str], bool]:
     try:
-        return httpx.get(f"{plan.url}/health", timeout=10).json()["models"]
+        answer = httpx.get(f"{plan.url}/health", timeout=10)
+        return answer.json()["models"], answer.is_success
     except (httpx.HTTPError, ValueError, KeyError):
-        return None
+        return {}, False
 
 
 def _last_error(log_file: Path) -> str:

@@ -64,7 +64,9 @@ _ERROR_EVENT = 'data: {"error"'
 class OpenAILayer:
     """Answers requests for every model of the application."""
 
-    def __init__(self, specs: list[ModelSpec]) -> None:
+    def __init__(self, specs: list[ModelSpec], prepare: Callable[[str], Awaitable[None]]) -> None:
+        """``prepare`` returns once a model was added, or raises why it can't be."""
+        self._prepare = prepare
         self._names = NameTable(specs)
         self._specs = {spec.id: spec for spec in specs}
         self._states: dict[str, State] = {}
@@ -103,6 +105,7 @@ class OpenAILayer:
         # vLLM's classes know adapters by their bare names only.
         request.model = target.served_name
         spec = self._specs[target.model_id]
+        await self._prepare(target.model_id)
         # vLLM 0.29: the CPU's adapter kernels take the prompt's rows for those of the batch, and the engine dies.
         prompt_logprobs = not (spec.lora_enabled and spec.device == "cpu")
         max_token_id = self._max_token_ids[spec.id]

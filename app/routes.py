@@ -6,6 +6,7 @@ from typing import Annotated, Any, Protocol
 
 from fastapi import Body, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -40,6 +41,13 @@ _BYTES: dict[str, Any] = {
 _OTHER_FORMS: dict[Operation, dict[str, Any]] = dict.fromkeys(STREAMING, _STREAM) | {"embeddings": _BYTES}
 
 
+class ModelCommand(BaseModel):
+    """Names the model that an administrator's command is for."""
+
+    model_config = ConfigDict(extra="forbid")
+    model: str
+
+
 class Service(Protocol):
     """What the routes need of the gateway."""
 
@@ -56,6 +64,14 @@ class Service(Protocol):
 
     async def engines(self) -> dict[str, EngineDescription]:
         """Return each model's engine, as one of its replicas describes it."""
+        ...
+
+    async def wake(self, model: str) -> None:
+        """Wake a model, also one that failed; returns when it is awake."""
+        ...
+
+    async def sleep(self, model: str) -> None:
+        """Put a model to sleep once its requests have ended."""
         ...
 
     async def tiers(self) -> dict[str, Any]:
@@ -125,12 +141,24 @@ def _add_service_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/health", responses={503: {}})
     async def health() -> JSONResponse:
-        states = {model: engine["state"] for model, engine in (await service.engines()).items()}
-        healthy = all(state == "awake" for state in states.values())
+        engines = await service.engines()
+        states = {model: engine["state"] for model, engine in engines.items()}
+        # Asleep is well: whoever asks wakes it.
+        healthy = all(engine["is_up"] for engine in engines.values())
         return JSONResponse({"status": "ok" if healthy else "unavailable", "models": states}, 200 if healthy else 503)
 
     @app.get("/admin/models")
     async def admin_models() -> dict[str, dict[str, EngineDescription]]:
+        return {"models": await service.engines()}
+
+    @app.post("/admin/wake", responses=_ERRORS)
+    async def admin_wake(command: ModelCommand) -> dict[str, dict[str, EngineDescription]]:
+        await service.wake(command.model)
+        return {"models": await service.engines()}
+
+    @app.post("/admin/sleep", responses=_ERRORS)
+    async def admin_sleep(command: ModelCommand) -> dict[str, dict[str, EngineDescription]]:
+        await service.sleep(command.model)
         return {"models": await service.engines()}
 
     @app.get("/admin/tiers")

@@ -45,6 +45,10 @@ class Engine(Protocol):
         """Return how many sequences and prompts the engine has in hand."""
         ...
 
+    async def memory_bytes(self) -> int:
+        """Return what its processes take of the device's memory now; shared memory counts by its share."""
+        ...
+
     def start_report(self) -> StartReport:
         """Return how the last start went."""
         ...
@@ -61,8 +65,11 @@ class Engine(Protocol):
         """
         ...
 
-    async def wake(self, snapshot: Path) -> None:
-        """Take the weights from the model's snapshot in this directory and serve again; harmless when it is awake.
+    async def wake(self, snapshot: Path | None = None) -> None:
+        """Take the weights from the model's snapshot and serve again; harmless when it is awake.
+
+        Args:
+            snapshot: the directory it is in; None for engines that know themselves.
 
         Raises:
             WakeError: the snapshot can't be used, or the engine answers otherwise than before. It still refuses

@@ -20,9 +20,11 @@ from deployments.errors import (
 from deployments.types import Embedding, EmbedRequest, GenerateRequest, ModelSpec, StartReport
 from deployments.wire import TokenDelta
 
+AWAKE_BYTES, ASLEEP_BYTES = 100, 10
+
 
 class FakeEngine:
-    """Engine arguments it knows: times ``token_time_s``, ``sleep_time_s``, ``wake_time_s``; ``fail_starts`` (how many)."""
+    """Engine arguments it knows: ``token_time_s``, ``sleep_time_s``, ``wake_time_s``; ``fail_starts`` (how many)."""
 
     failed_starts: dict[str, int] = {}  # noqa: RUF012 - counts across instances, as a supervisor makes new ones
 
@@ -86,6 +88,10 @@ class FakeEngine:
         """See ``Engine.unfinished``."""
         return len(self.running)
 
+    async def memory_bytes(self) -> int:
+        """See ``Engine.memory_bytes``."""
+        return ASLEEP_BYTES if self._asleep else AWAKE_BYTES
+
     def start_report(self) -> StartReport:
         """See ``Engine.start_report``."""
         return {"weights_from": "nowhere", "stages_s": {}}
@@ -99,13 +105,13 @@ class FakeEngine:
             self._asleep = True
             await asyncio.sleep(self._sleep_time_s)
 
-    async def wake(self, snapshot: Path) -> None:
-        """See ``Engine.wake``: of the snapshot it only wants to know that there is one."""
+    async def wake(self, snapshot: Path | None = None) -> None:
+        """See ``Engine.wake``: of a snapshot it only wants to know that there is one."""
         self.check()
         if not self._asleep:
             return
         await asyncio.sleep(self._wake_time_s)
-        if not snapshot.is_dir():
+        if snapshot is not None and not await asyncio.to_thread(snapshot.is_dir):
             raise WakeError(self._spec.id, f"there is no snapshot at {snapshot}")
         self._asleep = False
 

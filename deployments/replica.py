@@ -1,19 +1,19 @@
 """The engine replica: a Serve deployment that owns engines and streams their tokens to gateways.
 
-Covers: engines of several models side by side, one Serve call per generated sequence with its tokens on the feed,
-health. Does not cover: which replica gets a request (Serve's router) and text (the gateway).
+Covers: one Serve call per generated sequence with its tokens on the feed, health. Does not cover: which engines are
+awake (``residents``), which replica gets a request (Serve's router) and text (the gateway).
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from ray import serve
 
 from deployments.engine import Engine
-from deployments.errors import EngineDiedError, FeedError, UnknownModelError
+from deployments.errors import EngineDiedError, FeedError
 from deployments.feed import Feeds, GatewayFeed
-from deployments.supervisor import EngineSupervisor
+from deployments.residency import Limits
+from deployments.residents import Residents
 from deployments.types import (
     Embedding,
     EmbedRequest,
@@ -29,15 +29,12 @@ from storage.store import StoreConfig
 class EngineReplica:
     """Plain class; ``ServedEngineReplica`` is what Serve deploys. Every argument and result is a builtin type."""
 
-    def __init__(self, models: list[ModelSpec], make_engine: Callable[[ModelSpec], Engine]) -> None:
-        self._make_engine = make_engine
+    def __init__(
+        self, models: list[ModelSpec], make_engine: Callable[[ModelSpec], Engine], limits: Limits, max_wait_s: float
+    ) -> None:
         self._feeds = Feeds()
-        self._supervisors = {spec.id: self._supervise(spec) for spec in models}
-
-    def _supervise(self, spec: ModelSpec) -> EngineSupervisor:
-        supervisor = EngineSupervisor(spec.id, lambda: self._make_engine(spec))
-        supervisor.run()
-        return supervisor
+        self._residents = Residents(models, make_engine, limits, max_wait_s)
+        self._residents.run()
 
     async def generate(self, request: GenerateRequest) -> GenerateSummary:
         """Generate one sequence; its deltas go to the gateway's feed, the summary comes back when it has ended.
@@ -47,13 +44,11 @@ class EngineReplica:
         Raises:
             UnknownModelError, EngineUnavailableError, EngineDiedError, RequestRejectedError, FeedError.
         """
-        engine = await self._supervisor(request["model_id"]).engine()
         feed = await self._feeds.open(request["reply_to"])
-        work = asyncio.ensure_future(_stream(engine, request, feed))
+        work = asyncio.ensure_future(self._generate(request, feed))
         forget = feed.on_lost(work.cancel)
         try:
-            with self._noticing_death(request["model_id"]):
-                return await work
+            return await work
         except asyncio.CancelledError:
             if feed.lost:
                 raise FeedError(feed.address, "the gateway went away") from None
@@ -63,59 +58,54 @@ class EngineReplica:
         finally:
             forget()
 
+    async def _generate(self, request: GenerateRequest, feed: GatewayFeed) -> GenerateSummary:
+        async with self._residents.use(request["model_id"], keep_awake_s=request.get("keep_awake_s")) as engine:
+            return await _stream(engine, request, feed)
+
     async def embed(self, request: EmbedRequest) -> Embedding:
         """Pool one prompt. Raises as ``generate``, but for FeedError."""
-        engine = await self._supervisor(request["model_id"]).engine()
-        with self._noticing_death(request["model_id"]):
+        async with self._residents.use(request["model_id"]) as engine:
             return await engine.embed(request)
 
     async def describe(self) -> dict[str, EngineDescription]:
         """Return each model's engine with its state."""
-        return {model_id: supervisor.describe() for model_id, supervisor in self._supervisors.items()}
+        return self._residents.describe()
 
     async def supported_tasks(self, model_id: str) -> list[str]:
-        """Return the tasks of the model's engine, waiting until it serves.
+        """Return the tasks of the model's engine, waiting for its first start.
 
         Raises:
             UnknownModelError, EngineUnavailableError.
         """
-        return (await self._supervisor(model_id).engine()).supported_tasks()
+        return await self._residents.supported_tasks(model_id)
+
+    async def wake(self, model_id: str) -> None:
+        """Wake a model ahead of requests, also one that failed. Raises as ``supported_tasks``."""
+        await self._residents.wake(model_id)
+
+    async def sleep(self, model_id: str) -> None:
+        """Put a model to sleep once its requests have ended. Raises UnknownModelError."""
+        await self._residents.sleep(model_id)
 
     async def check_health(self) -> None:
-        """Serve's health check: raises when an engine has failed beyond repair, so that the replica is replaced."""
-        for supervisor in self._supervisors.values():
-            supervisor.check()
+        """Serve's health check: raises when nobody looks after the engines; one that failed is no reason."""
+        self._residents.check()
 
     async def close(self) -> None:
         """End every engine with its processes, and the feeds."""
         self._feeds.close()
-        await asyncio.gather(*(supervisor.stop() for supervisor in self._supervisors.values()))
-
-    @contextmanager
-    def _noticing_death(self, model_id: str) -> Iterator[None]:
-        """Have the engine started again at once when a request finds it dead, not with the next look at it."""
-        try:
-            yield
-        except EngineDiedError:
-            self._supervisor(model_id).notice_death()
-            raise
-
-    def _supervisor(self, model_id: str) -> EngineSupervisor:
-        supervisor = self._supervisors.get(model_id)
-        if supervisor is None:
-            raise UnknownModelError(model_id)
-        return supervisor
+        await self._residents.close()
 
     def __repr__(self) -> str:
-        return f"<EngineReplica {list(self._supervisors.values())!r}>"
+        return f"<EngineReplica {self._residents!r}>"
 
 
 class ServedEngineReplica(EngineReplica):
     """What Serve deploys: Serve calls ``__del__`` by hand when it shuts a replica down, and awaits it."""
 
-    def __init__(self, models: list[ModelSpec], storage: StoreConfig) -> None:
+    def __init__(self, models: list[ModelSpec], storage: StoreConfig, limits: Limits, max_wait_s: float) -> None:
         store = StoreClient(serve.get_replica_context().app_name, storage)
-        super().__init__(models, lambda spec: _staged_engine(spec, store))
+        super().__init__(models, lambda spec: _staged_engine(spec, store), limits, max_wait_s)
 
     async def __del__(self) -> None:
         await self.close()

@@ -15,7 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from deployments.engine import Engine
-from deployments.errors import EngineArgumentError, EngineDiedError, EngineStartError
+from deployments.errors import (
+    EngineArgumentError,
+    EngineDiedError,
+    EngineStartError,
+    SleepUnsupportedError,
+    WakeError,
+)
 from deployments.snapshot_builder import Building, building, origin_of, with_loader
 from deployments.types import Embedding, EmbedRequest, GenerateRequest, ModelSpec, StartReport
 from deployments.wire import TokenDelta
@@ -25,7 +31,8 @@ from storage.errors import ManifestError, SnapshotMissingError, StorageError
 from storage.lease import Lease
 from storage.manifest import Origin
 from storage.partial import DirectoryLock
-from storage.tier import LocalTier
+from storage.pins import write_pin
+from storage.tier import LocalTier, Place
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +55,10 @@ class StagedEngine:
         self._finishing: asyncio.Task[None] | None = None
         self._stages_s: dict[str, float] = {}
         self._weights_from = ""
+        self._owner = f"{spec.id} in process {os.getpid()}"
+        # Where the engine can be woken from; none while there is no snapshot of it.
+        self._snapshot_id: str | None = None
+        self._published: str | None = None
 
     async def start(self) -> None:
         """See ``Engine.start``."""
@@ -55,8 +66,8 @@ class StagedEngine:
         try:
             with self._timed("identify"):
                 source, origin = await asyncio.to_thread(self._identify)
-            published = source.url if source.published() else None
-            if not await self._restore(source, origin, published):
+            self._published = source.url if source.published() else None
+            if not await self._restore(source, origin):
                 await self._first_start(source, origin)
         except (StorageError, EngineArgumentError) as error:
             await self.stop()
@@ -73,17 +84,15 @@ class StagedEngine:
             raise ManifestError(source.url, f"it was made for {published.origin}, and {origin} is needed")
         return source, origin
 
-    async def _restore(self, source: LocalSource, origin: Origin, published: str | None) -> bool:
+    async def _restore(self, source: LocalSource, origin: Origin) -> bool:
         """Start from the snapshot; false when there is none."""
-        owner = f"{self._spec.id} in process {os.getpid()}"
         try:
             with self._timed("stage"):
-                self._lease, place = await self._store.hold(origin.snapshot_id, owner, published)
+                place = await self._hold(origin.snapshot_id)
         except SnapshotMissingError:
-            if published is not None:
+            if self._published is not None:
                 raise
             return False
-        self._weights_from = place.tier
         spec = replace(self._spec, path=str(source.directory))
         await self._run(with_loader(spec, snapshot=Path(place.path)))
         return True
@@ -93,7 +102,7 @@ class StagedEngine:
         with ExitStack() as until_started:
             await self._only_builder(origin, until_started)
             # Another engine on this node may have built it meanwhile.
-            if await self._restore(source, origin, None):
+            if await self._restore(source, origin):
                 return
             self._weights_from = "checkpoint"
             with self._timed("fetch"):
@@ -128,12 +137,21 @@ class StagedEngine:
         try:
             with held:
                 await asyncio.to_thread(being_built.finish)
-            lease, place = await self._store.hold(origin.snapshot_id, f"first staging of {self._spec.id}")
+            lease, place = await self._store.hold(origin.snapshot_id, self._owner)
             lease.release()
+            self._snapshot_id = origin.snapshot_id
         except StorageError:
             logger.exception("the snapshot of %s could not be made; its next start reads the checkpoint", self._spec.id)
         else:
             logger.info("the snapshot of %s is in %s", self._spec.id, place.path)
+
+    async def _hold(self, snapshot_id: str) -> Place:
+        self._lease, place = await self._store.hold(snapshot_id, self._owner, self._published)
+        self._snapshot_id = snapshot_id
+        self._weights_from = place.tier
+        if self._spec.pin in {"dram", "disk"}:
+            await asyncio.to_thread(write_pin, self._store.config.disk_dir, snapshot_id, self._spec.pin)
+        return place
 
     async def _run(self, spec: ModelSpec) -> None:
         self._engine = self._make_engine(spec)
@@ -168,6 +186,37 @@ class StagedEngine:
         """See ``Engine.unfinished``."""
         return self._engine.unfinished() if self._engine else 0
 
+    async def memory_bytes(self) -> int:
+        """See ``Engine.memory_bytes``."""
+        return await self._running().memory_bytes()
+
+    async def sleep(self) -> None:
+        """See ``Engine.sleep``; what could not be woken is not put to sleep."""
+        if self._finishing is not None:
+            await asyncio.wait([self._finishing])
+        if self._snapshot_id is None:
+            raise SleepUnsupportedError(self._spec.id, "there is no snapshot to wake it from")
+        await self._running().sleep()
+        # It no longer maps the snapshot, which may now go to make room; then the wake brings it back.
+        self._release()
+
+    async def wake(self, snapshot: Path | None = None) -> None:
+        """See ``Engine.wake``; without ``snapshot`` it is brought to the fastest tier there is room in."""
+        engine = self._running()
+        engine.check()
+        if snapshot is None:
+            snapshot = await self._staged_for_wake()
+        await engine.wake(snapshot)
+
+    async def _staged_for_wake(self) -> Path:
+        if self._snapshot_id is None:
+            raise WakeError(self._spec.id, "there is no snapshot to wake it from")
+        self._release()
+        try:
+            return Path((await self._hold(self._snapshot_id)).path)
+        except StorageError as error:
+            raise WakeError(self._spec.id, str(error)) from error
+
     def start_report(self) -> StartReport:
         """See ``Engine.start_report``."""
         return {"weights_from": self._weights_from, "stages_s": dict(self._stages_s)}
@@ -179,8 +228,12 @@ class StagedEngine:
             await asyncio.gather(self._finishing, return_exceptions=True)
         if self._engine is not None:
             await self._engine.stop()
+        self._release()
+
+    def _release(self) -> None:
         if self._lease is not None:
             self._lease.release()
+            self._lease = None
 
     def _running(self) -> Engine:
         if self._engine is None:

@@ -8,7 +8,7 @@ from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-EngineState = Literal["starting", "awake", "failed", "stopped"]
+EngineState = Literal["cold", "starting", "awake", "sleeping", "asleep", "waking", "stopping", "failed", "stopped"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,12 @@ class ModelSpec:
     adapters: tuple[AdapterSpec, ...] = ()
     device: Literal["cpu", "gpu"] = "cpu"
     source: str = ""
+    # Seconds without a request after which it may sleep; None: only when others need the room.
+    keep_awake_s: float | None = None
+    ttft_slo_s: float = 1.0
+    pin: Literal["gpu", "dram", "disk"] | None = None
+    # What it takes while awake, until it was measured.
+    awake_bytes: int = 0
 
 
 class ReplyTo(TypedDict):
@@ -66,6 +72,7 @@ class GenerateRequest(TypedDict):
     adapter: NotRequired[AdapterRef | None]
     priority: NotRequired[int]
     cache_salt: NotRequired[str | None]
+    keep_awake_s: NotRequired[float | None]
 
 
 class GenerateSummary(TypedDict):
@@ -104,13 +111,20 @@ class StartReport(TypedDict):
 class EngineDescription(TypedDict):
     """What a replica says of one of its engines.
 
-    ``started_in_s`` is the last start's duration in seconds, ``requests`` how many sequences the engine has in hand.
+    ``since_s`` is how long it has been in its state, ``started_in_s`` and ``woken_in_s`` how long starts and wakes take
+    (the latest counting most), ``requests`` how many sequences the engine has in hand, ``waiting`` how many wait for it
+    to be awake. ``is_up`` says whether it has been awake once and hasn't failed since, so that requests can be held.
     """
 
     state: EngineState
     reason: str | None
     supported_tasks: list[str]
     started_in_s: float | None
+    woken_in_s: float | None
+    since_s: float
     restarts: int
+    wakes: int
     requests: int
+    waiting: int
+    is_up: bool
     start: StartReport

@@ -37,6 +37,7 @@ from deployments.errors import (
     SleepUnsupportedError,
     WakeError,
 )
+from deployments.footprint import process_memory_bytes
 from deployments.types import AdapterRef, Embedding, EmbedRequest, GenerateRequest, ModelSpec, StartReport
 from deployments.wire import LogprobRow, TokenDelta
 
@@ -164,11 +165,13 @@ class VllmEngine:
             raise SleepUnsupportedError(self._spec.id, reason)
         logger.info("engine of %s asleep after %.3f s", self._spec.id, time.perf_counter() - begin_s)
 
-    async def wake(self, snapshot: Path) -> None:
+    async def wake(self, snapshot: Path | None = None) -> None:
         """See ``Engine.wake``."""
         llm = self._running()
         if not self._asleep:
             return
+        if snapshot is None:
+            raise WakeError(self._spec.id, "it does not know its snapshot")
         begin_s = time.perf_counter()
         try:
             stages = await llm.collective_rpc("wake_from", args=(str(snapshot),))
@@ -185,6 +188,14 @@ class VllmEngine:
         end_s = time.perf_counter()
         stages_s = {**stages[0], "canary_s": end_s - woken_s, "all_s": end_s - begin_s}
         logger.info("engine of %s awake: %s", self._spec.id, {key: round(value, 4) for key, value in stages_s.items()})
+
+    async def memory_bytes(self) -> int:
+        """See ``Engine.memory_bytes``; on a CPU the device's memory is the host's."""
+        return await asyncio.to_thread(process_memory_bytes, self._process_ids())
+
+    def _process_ids(self) -> list[int]:
+        manager = self._running().engine_core.resources.engine_manager
+        return [] if manager is None else [process.pid for process in manager.processes]
 
     def start_report(self) -> StartReport:
         """See ``Engine.start_report``."""

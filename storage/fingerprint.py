@@ -6,6 +6,7 @@ content (the hub does for its large files), that is the digest. Documentation an
 
 import hashlib
 import json
+import secrets
 from pathlib import Path
 
 from storage.errors import RemoteError
@@ -70,7 +71,8 @@ def _remembered(memory_dir: Path) -> dict[str, str]:
 
 
 def _remember(memory_dir: Path, memory: dict[str, str]) -> None:
-    partial = memory_dir / f".{_NAME}.partial"
+    # Of its own, because several models may be looked at at once.
+    partial = memory_dir / f".{_NAME}.{secrets.token_hex(4)}.partial"
     try:
         partial.write_text(json.dumps(memory))
         partial.replace(memory_dir / _NAME)

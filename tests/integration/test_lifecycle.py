@@ -63,15 +63,16 @@ def test_an_engine_that_dies_fails_its_streams_clearly_and_is_repaired(
     service: Service, client: OpenAI, victim: str
 ) -> None:
     replica_pids = {process.pid for process in service.processes("Engines-default")}
+    restarts = _engine(service)["restarts"]
     with client.chat.completions.create(stream=True, extra_body={"ignore_eos": True}, **_without_extra(LONG)) as stream:
         next(iter(stream))
         _of_the_chat_model(service, victim).kill()
         with pytest.raises(Exception, match="ended while it worked on this request"):
             list(stream)
-    assert httpx.get(f"{service.url}/health").status_code == 503
+    until(lambda: _engine(service)["restarts"] > restarts, within_s=30)
     embedded = client.embeddings.create(model=EMBEDDING_MODEL, input="still here")
     assert embedded.data, "the other model's engine is not touched"
-    until(lambda: httpx.get(f"{service.url}/health").status_code == 200, within_s=180)
+    until(lambda: _engine(service)["state"] == "awake", within_s=180)
     answer = client.chat.completions.create(model=CHAT_MODEL, messages=QUESTION, max_tokens=3)
     assert answer.usage.completion_tokens == 3
     assert {process.pid for process in service.processes("Engines-default")} == replica_pids
@@ -100,6 +101,10 @@ def test_every_model_has_metrics_of_its_own(service: Service, client: OpenAI) ->
         return all(any(f'model_name="{model}"' in line for line in prompts) for model in (CHAT_MODEL, EMBEDDING_MODEL))
 
     until(counted, within_s=60)
+
+
+def _engine(service: Service) -> dict[str, Any]:
+    return httpx.get(f"{service.url}/admin/models", timeout=30).json()["models"][CHAT_MODEL]
 
 
 def _without_extra(body: dict[str, Any]) -> dict[str, Any]:

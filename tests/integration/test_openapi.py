@@ -21,7 +21,15 @@ REQUEST_TIMEOUT_S = 120
 LARGEST = {"max_tokens": 3, "max_completion_tokens": 3, "min_tokens": 3, "n": 2}
 
 GETS = ["/v1/models", "/v1/models/{model_id}", "/health", "/admin/models", "/admin/tiers", "/metrics"]
-POSTS = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize", "/detokenize"]
+POSTS = [
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/tokenize",
+    "/detokenize",
+    "/admin/wake",
+    "/admin/sleep",
+]
 OPERATIONS = [f"GET {path}" for path in GETS] + [f"POST {path}" for path in POSTS]
 
 Operations = dict[str, Any]

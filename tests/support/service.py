@@ -39,6 +39,7 @@ def demo_args(**overrides: Any) -> dict[str, Any]:
                     "dtype": "float32", "max_model_len": 1024, "kv_cache_memory_bytes": 268435456,
                     "enforce_eager": True,
                 },
+                "keep_awake_s": None,
                 "lora": {"max_loras": 4, "source": str(ADAPTERS)},
                 "openai": {"tool_call_parser": "hermes", "enable_auto_tool_choice": True},
             },
@@ -46,6 +47,7 @@ def demo_args(**overrides: Any) -> dict[str, Any]:
                 "id": EMBEDDING_MODEL,
                 "source": str(MODELS / EMBEDDING_MODEL),
                 "engine": {"runner": "pooling", "dtype": "float32", "enforce_eager": True},
+                "keep_awake_s": None,
             },
         ],
     } | overrides  # fmt: skip

@@ -6,10 +6,11 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from app.streams import TokenStreams
-from deployments import supervisor
+from deployments import lifecycle, residents
 from deployments.errors import EngineDiedError, EngineUnavailableError, FeedError, UnknownModelError
 from deployments.fake_engine import FakeEngine
 from deployments.replica import EngineReplica
+from deployments.residency import Limits
 from deployments.types import ModelSpec
 from tests.support.feeds import Collector, generate_request
 
@@ -25,7 +26,11 @@ class Setup:
 
     def replica(self, **engine: object) -> EngineReplica:
         FakeEngine.failed_starts.clear()
-        replica = EngineReplica([ModelSpec("fake", "", engine)], self._make)
+        return self.replica_of([ModelSpec("fake", "", engine)])
+
+    def replica_of(self, specs: list[ModelSpec], max_wait_s: float = 10, budget_bytes: int = 10_000) -> EngineReplica:
+        limits = Limits(budget_bytes, min_residency_s=0.05, max_starvation_s=1.0)
+        replica = EngineReplica(specs, self._make, limits, max_wait_s)
         self.replicas.append(replica)
         return replica
 
@@ -40,7 +45,7 @@ class Setup:
 
 @pytest.fixture
 async def setup(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Setup]:
-    monkeypatch.setattr(supervisor, "CHECK_PERIOD_S", 0.01)
+    monkeypatch.setattr(residents, "LOOK_PERIOD_S", 0.01)
     made = Setup()
     await made.streams.listen("127.0.0.1")
     yield made
@@ -119,26 +124,37 @@ async def test_requests_wait_for_an_engine_whose_first_start_fails(setup: Setup)
     assert (await replica.describe())["fake"]["state"] == "awake"
 
 
-async def test_an_engine_that_cannot_start_fails_with_its_reason(setup: Setup) -> None:
-    replica = setup.replica(fail_starts=99)
+async def test_an_engine_that_cannot_start_fails_with_its_reason_and_may_be_tried_again(setup: Setup) -> None:
+    replica = setup.replica(fail_starts=lifecycle.MAX_FAILURES)
     with pytest.raises(EngineUnavailableError, match="told to fail"):
         await replica.generate(generate_request(setup.streams, "a"))
-    assert len(setup.engines) == supervisor.MAX_STARTS
+    assert len(setup.engines) == lifecycle.MAX_FAILURES
     described = (await replica.describe())["fake"]
-    assert (described["state"], described["reason"]) == ("failed", "told to fail")
+    assert (described["state"], described["reason"], described["is_up"]) == ("failed", "told to fail", False)
+    with pytest.raises(EngineUnavailableError, match="told to fail"):
+        await replica.supported_tasks("fake")
+    await replica.check_health()  # other models are served
+    await replica.wake("fake")
+    assert (await replica.describe())["fake"]["state"] == "awake"
+
+
+async def test_a_failed_model_is_tried_again_after_a_while(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    replica = setup.replica(fail_starts=lifecycle.MAX_FAILURES)
     with pytest.raises(EngineUnavailableError):
-        await replica.check_health()
+        await replica.supported_tasks("fake")
+    monkeypatch.setattr(residents, "RETRY_FAILED_AFTER_S", 0.0)
+    assert await replica.supported_tasks("fake")
 
 
 async def test_an_engine_that_keeps_dying_is_given_up(setup: Setup) -> None:
     replica = setup.replica()
-    for life in range(supervisor.MAX_STARTS):
+    for life in range(lifecycle.MAX_FAILURES):
         await until(lambda life=life: len(setup.engines) == life + 1)
-        await replica.supported_tasks("fake")
+        await replica.wake("fake")
         setup.engines[-1].die()
-    await until(lambda: replica._supervisors["fake"].describe()["state"] == "failed")
-    with pytest.raises(EngineUnavailableError):
-        await replica.check_health()
+    await until(lambda: replica._residents.describe()["fake"]["state"] == "failed")
+    with pytest.raises(EngineUnavailableError, match="its engine died"):
+        await replica.generate(generate_request(setup.streams, "a"))
 
 
 async def test_a_stopped_replica_tells_those_who_wait(setup: Setup) -> None:
@@ -146,7 +162,7 @@ async def test_a_stopped_replica_tells_those_who_wait(setup: Setup) -> None:
     await replica.supported_tasks("fake")
     await replica.close()
     with pytest.raises(EngineUnavailableError, match="stopping"):
-        await replica.supported_tasks("fake")
+        await replica.generate(generate_request(setup.streams, "a"))
 
 
 async def test_a_model_it_does_not_host(setup: Setup) -> None:

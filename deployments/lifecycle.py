@@ -1,0 +1,227 @@
+"""One engine's life: cold, starting, awake, sleeping, asleep, waking, failed; every change with its reason.
+
+Covers: carrying out what is decided about an engine (start, sleep, wake, stop), noticing its death, counting failures.
+An operation changes the state when it is called, before it is awaited, so that nothing is decided twice.
+Does not cover: deciding (``residency``), requests (``residents``), what an engine is (``engine``).
+"""
+
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, get_args
+
+from deployments.engine import Engine
+from deployments.errors import EngineBusyError, EngineDiedError, EngineStartError, SleepUnsupportedError, WakeError
+from deployments.types import EngineDescription, EngineState
+
+# Failed starts, or early deaths, until a model is given up for a while.
+MAX_FAILURES = 3
+# An engine that lived longer than this did not die of how it was started.
+FORGIVE_AFTER_S = 600.0
+# A model that failed is tried again when it is asked for after this long: what was wrong may have been mended.
+RETRY_FAILED_AFTER_S = 60.0
+_SMOOTHING = 0.5
+# Before anything was measured.
+_FIRST_START_S = 10.0
+_FIRST_WAKE_S = 0.3
+
+logger = logging.getLogger(__name__)
+
+
+class EngineLifecycle:
+    """Owns the engine of one model; one event loop, and one operation at a time."""
+
+    def __init__(self, model_id: str, make_engine: Callable[[], Engine], on_change: Callable[[], None]) -> None:
+        self.model_id = model_id
+        self.state: EngineState = "cold"
+        self.reason: str | None = None
+        self.can_sleep = True
+        self.woken_at_s: float | None = None
+        self.restarts = 0
+        self.wakes = 0
+        self.failed_at_s = 0.0
+        self.measured_start_s: float | None = None
+        self.measured_wake_s: float | None = None
+        # Measured once it has been awake, and asleep; 0 before.
+        self.awake_bytes = 0
+        self.asleep_bytes = 0
+        self._make_engine = make_engine
+        self._on_change = on_change
+        self._engine: Engine | None = None
+        self._failures = 0
+        self._started_at_s = 0.0
+        self._began_s = time.monotonic()
+
+    @property
+    def engine(self) -> Engine | None:
+        """The engine, while it can be asked."""
+        return self._engine if self.state == "awake" else None
+
+    @property
+    def start_s(self) -> float:
+        """How long a start takes, the latest counting most; a guess before the first."""
+        return _FIRST_START_S if self.measured_start_s is None else self.measured_start_s
+
+    @property
+    def wake_s(self) -> float:
+        """How long a wake takes, for an engine that can't sleep a start; a guess before the first."""
+        if not self.can_sleep:
+            return self.start_s
+        return _FIRST_WAKE_S if self.measured_wake_s is None else self.measured_wake_s
+
+    def start(self) -> Coroutine[Any, Any, None]:
+        """Make an engine and start it; after a few failures the model is ``failed``."""
+        self._set("starting", self.reason)
+        return self._start()
+
+    async def _start(self) -> None:
+        self._engine = engine = self._make_engine()
+        begin_s = time.monotonic()
+        try:
+            await engine.start()
+        except EngineStartError as error:
+            logger.exception("engine of %s failed to start", self.model_id)
+            self._engine = None
+            self._fail(error.reason)
+            return
+        self._started_at_s = time.monotonic()
+        self.measured_start_s = _smoothed(self.measured_start_s, self._started_at_s - begin_s)
+        self.awake_bytes = await engine.memory_bytes()
+        self._awake("started")
+
+    def sleep(self) -> Coroutine[Any, Any, None]:
+        """Put the engine to sleep; it stays awake when it has requests in hand, or can't sleep at all."""
+        self._set("sleeping", self.reason)
+        return self._sleep()
+
+    async def _sleep(self) -> None:
+        engine = self._needed()
+        try:
+            await engine.sleep()
+        except EngineBusyError:
+            self._set("awake", self.reason)
+        except SleepUnsupportedError as error:
+            logger.warning("%s", error)
+            self.can_sleep = False
+            self._set("awake", self.reason)
+        except EngineDiedError:
+            await self._died()
+        else:
+            self.asleep_bytes = await engine.memory_bytes()
+            self._set("asleep", self.reason)
+
+    def wake(self) -> Coroutine[Any, Any, None]:
+        """Wake the engine; one that doesn't wake as it fell asleep is ended, and will be started again."""
+        self._set("waking", self.reason)
+        return self._wake()
+
+    async def _wake(self) -> None:
+        engine = self._needed()
+        begin_s = time.monotonic()
+        try:
+            await engine.wake()
+        except WakeError as error:
+            logger.exception("engine of %s did not wake", self.model_id)
+            await self._died(error.reason)
+        except EngineDiedError:
+            await self._died()
+        else:
+            self.measured_wake_s = _smoothed(self.measured_wake_s, time.monotonic() - begin_s)
+            self.wakes += 1
+            self._awake("woken")
+
+    def stop(self, reason: str | None = None) -> Coroutine[Any, Any, None]:
+        """End the engine with its processes."""
+        self._set("stopping", reason)
+        return self._stop(reason)
+
+    async def _stop(self, reason: str | None) -> None:
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            await engine.stop()
+        self._set("cold", reason)
+
+    async def close(self) -> None:
+        """End the engine for good."""
+        self._set("stopped", "the replica is stopping")
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            await engine.stop()
+
+    def retry(self) -> None:
+        """Let a failed model be started again."""
+        if self.state == "failed":
+            self._failures = MAX_FAILURES - 1
+            self._set("cold", self.reason)
+
+    def is_dead(self) -> bool:
+        """Tell whether an engine that should live has died; ``bury`` follows."""
+        if self._engine is None or self.state not in {"awake", "asleep"}:
+            return False
+        try:
+            self._engine.check()
+        except EngineDiedError:
+            return True
+        return False
+
+    def bury(self) -> Coroutine[Any, Any, None]:
+        """Clear away what a dead engine has left, for the next one."""
+        logger.error("engine of %s died", self.model_id)
+        return self._died()
+
+    def describe(self, requests: int, waiting: int) -> EngineDescription:
+        """Return the state for status pages and gateways."""
+        engine = self._engine
+        return {
+            "state": self.state,
+            "reason": self.reason,
+            "supported_tasks": engine.supported_tasks() if engine is not None else [],
+            "started_in_s": self.measured_start_s,
+            "woken_in_s": self.measured_wake_s,
+            "since_s": time.monotonic() - self._began_s,
+            "restarts": self.restarts,
+            "wakes": self.wakes,
+            "requests": requests,
+            "waiting": waiting,
+            "is_up": self.measured_start_s is not None and self.state not in {"failed", "stopped"},
+            "start": engine.start_report() if engine is not None else {"weights_from": "", "stages_s": {}},
+        }
+
+    def _died(self, reason: str = "its engine died") -> Coroutine[Any, Any, None]:
+        self.restarts += 1
+        return self._buried(self.stop(reason), reason)
+
+    async def _buried(self, stopping: Coroutine[Any, Any, None], reason: str) -> None:
+        await stopping
+        if time.monotonic() - self._started_at_s > FORGIVE_AFTER_S:
+            self._failures = 0
+        self._fail(reason)
+
+    def _fail(self, reason: str) -> None:
+        self._failures += 1
+        self.failed_at_s = time.monotonic()
+        self._set("failed" if self._failures >= MAX_FAILURES else "cold", reason)
+
+    def _needed(self) -> Engine:
+        if self._engine is None:
+            raise EngineDiedError(self.model_id)
+        return self._engine
+
+    def _awake(self, how: str) -> None:
+        now_s = self.woken_at_s = time.monotonic()
+        logger.info("engine of %s %s after %.2f s", self.model_id, how, now_s - self._began_s)
+        self._set("awake", None)
+
+    def _set(self, state: EngineState, reason: str | None) -> None:
+        assert state in get_args(EngineState)  # noqa: S101 - a slip here would be silent
+        if state != self.state:
+            self._began_s = time.monotonic()
+        self.state, self.reason = state, reason
+        self._on_change()
+
+    def __repr__(self) -> str:
+        return f"<EngineLifecycle {self.model_id} {self.state}, {self.restarts} restarts, {self.wakes} wakes>"
+
+
+def _smoothed(before_s: float | None, now_s: float) -> float:
+    return now_s if before_s is None else before_s + _SMOOTHING * (now_s - before_s)

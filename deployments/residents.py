@@ -1,0 +1,290 @@
+"""The engines of a replica and the requests for them: who is served, who waits, who sleeps.
+
+Covers: holding requests until their model is awake, one wake however many wait, carrying out what ``residency``
+decides, looking for engines that died. Does not cover: the decision itself, an engine's changes of state
+(``lifecycle``), tokens (``replica``).
+"""
+
+import asyncio
+import contextlib
+import logging
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from deployments.engine import Engine
+from deployments.errors import EngineUnavailableError, UnknownModelError
+from deployments.lifecycle import RETRY_FAILED_AFTER_S, EngineLifecycle
+from deployments.residency import Action, EngineView, Limits, decide
+from deployments.types import EngineDescription, ModelSpec
+
+# How often engines are looked at when nothing happens: a death is noticed by then.
+LOOK_PERIOD_S = 0.5
+# As long as the replica's own limit says.
+DEFAULT_WAIT = -1.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class _Resident:
+    """A model's engine and what is asked of it."""
+
+    spec: ModelSpec
+    life: EngineLifecycle
+    added_s: float
+    waiting: dict[asyncio.Future[Engine], float] = field(default_factory=dict)
+    running: int = 0
+    last_used_s: float = 0.0
+    keep_awake_until_s: float | None = None
+    # Somebody has asked for it to sleep, and nobody for anything else since.
+    is_dismissed: bool = False
+    # A model is started once without being asked for, so that what it can do is known, and again after a death.
+    is_wanted: bool = True
+    tasks: list[str] | None = None
+
+
+class Residents:
+    """The models of one replica; one event loop. ``run`` first, ``close`` last."""
+
+    def __init__(
+        self, specs: list[ModelSpec], make_engine: Callable[[ModelSpec], Engine], limits: Limits, max_wait_s: float
+    ) -> None:
+        """``max_wait_s`` is how long a request is held for its model."""
+        self._limits = limits
+        self._max_wait_s = max_wait_s
+        self._kicked = asyncio.Event()
+        self._watchers: list[asyncio.Future[None]] = []
+        self._residents = {spec.id: self._resident(spec, make_engine) for spec in specs}
+        self._draining: dict[str, str] = {}
+        self._operations: set[asyncio.Task[None]] = set()
+        self._looking: asyncio.Task[None] | None = None
+
+    def _resident(self, spec: ModelSpec, make_engine: Callable[[ModelSpec], Engine]) -> _Resident:
+        now_s = time.monotonic()
+        life = EngineLifecycle(spec.id, lambda: make_engine(spec), self._on_change)
+        return _Resident(spec, life, now_s, last_used_s=now_s)
+
+    def run(self) -> None:
+        """Begin to look after the engines."""
+        self._looking = asyncio.get_running_loop().create_task(self._look_after())
+
+    @asynccontextmanager
+    async def use(
+        self, model_id: str, *, keep_awake_s: float | None = None, max_wait_s: float | None = DEFAULT_WAIT
+    ) -> AsyncIterator[Engine]:
+        """Give the model's engine, awake, for one request; held until then, at most ``max_wait_s`` unless that is None.
+
+        Raises:
+            UnknownModelError: this replica does not host the model.
+            EngineUnavailableError: it failed, does not fit, or did not wake in time.
+        """
+        resident = self._known(model_id)
+        engine = await self._admitted(resident, self._max_wait_s if max_wait_s == DEFAULT_WAIT else max_wait_s)
+        try:
+            yield engine
+        finally:
+            resident.running -= 1
+            resident.last_used_s = time.monotonic()
+            if keep_awake_s is not None:
+                resident.keep_awake_until_s = resident.last_used_s + keep_awake_s
+            self._kicked.set()
+
+    async def supported_tasks(self, model_id: str) -> list[str]:
+        """Return vLLM's names of what a model can do, waiting for its first start. Raises as ``use``."""
+        resident = self._known(model_id)
+        if resident.tasks is None:
+            # However long it takes: a model that is being started for the first time is no request that waits.
+            async with self.use(model_id, max_wait_s=None) as engine:
+                resident.tasks = engine.supported_tasks()
+        return resident.tasks
+
+    async def wake(self, model_id: str) -> None:
+        """Wake a model without a request, also one that failed. Raises as ``use``."""
+        resident = self._known(model_id)
+        resident.life.retry()
+        async with self.use(model_id):
+            pass
+
+    async def sleep(self, model_id: str) -> None:
+        """Put a model to sleep as soon as it has no request in hand.
+
+        Raises:
+            UnknownModelError: this replica does not host the model.
+        """
+        resident = self._known(model_id)
+        resident.is_dismissed = True
+        await self._until(lambda: resident.life.state not in {"awake", "sleeping"} or bool(resident.waiting))
+
+    def describe(self) -> dict[str, EngineDescription]:
+        """Return each model's engine with its state."""
+        return {
+            model_id: resident.life.describe(resident.running, len(resident.waiting))
+            for model_id, resident in self._residents.items()
+        }
+
+    def check(self) -> None:
+        """Raise what has ended the care of the engines, if anything has."""
+        if self._looking is not None and self._looking.done():
+            self._looking.result()
+
+    async def close(self) -> None:
+        """End every engine with its processes."""
+        tasks = [task for task in (self._looking, *self._operations) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for resident in self._residents.values():
+            self._turn_away(resident, "the replica is stopping")
+        await asyncio.gather(*(resident.life.close() for resident in self._residents.values()))
+
+    async def _until(self, holds: Callable[[], bool]) -> None:
+        self._kicked.set()
+        while not holds():
+            change = asyncio.get_running_loop().create_future()
+            self._watchers.append(change)
+            await change
+
+    def _on_change(self) -> None:
+        self._kicked.set()
+        watchers, self._watchers = self._watchers, []
+        for change in watchers:
+            if not change.done():
+                change.set_result(None)
+
+    def _known(self, model_id: str) -> _Resident:
+        resident = self._residents.get(model_id)
+        if resident is None:
+            raise UnknownModelError(model_id)
+        return resident
+
+    async def _admitted(self, resident: _Resident, max_wait_s: float | None) -> Engine:
+        ticket: asyncio.Future[Engine] = asyncio.get_running_loop().create_future()
+        resident.waiting[ticket] = time.monotonic()
+        resident.is_dismissed = False
+        self._admit(resident)
+        if not ticket.done():
+            self._kicked.set()
+        try:
+            async with asyncio.timeout(max_wait_s):
+                return await ticket
+        except TimeoutError:
+            reason = f"it was not awake within {max_wait_s:g} s ({resident.life.reason or resident.life.state})"
+            raise EngineUnavailableError(resident.spec.id, reason) from None
+        except asyncio.CancelledError:
+            if ticket.done() and not ticket.cancelled() and ticket.exception() is None:
+                resident.running -= 1
+            raise
+        finally:
+            resident.waiting.pop(ticket, None)
+
+    def _admit(self, resident: _Resident) -> None:
+        """Let everybody in who waits for a model that is awake."""
+        engine = resident.life.engine
+        if engine is None or resident.life.is_dead() or resident.spec.id in self._draining:
+            return
+        for ticket in resident.waiting:
+            if not ticket.done():
+                # Counted here and not when the waiter runs: until then the engine must not seem idle.
+                resident.running += 1
+                ticket.set_result(engine)
+        resident.waiting.clear()
+
+    def _turn_away(self, resident: _Resident, reason: str) -> None:
+        for ticket in resident.waiting:
+            if not ticket.done():
+                ticket.set_exception(EngineUnavailableError(resident.spec.id, reason))
+        resident.waiting.clear()
+
+    async def _look_after(self) -> None:
+        wait_s = LOOK_PERIOD_S
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._kicked.wait()
+            self._kicked.clear()
+            try:
+                wait_s = self._look()
+            except Exception:
+                # Nobody else would look after the engines.
+                logger.exception("looking after engines failed")
+                wait_s = LOOK_PERIOD_S
+
+    def _look(self) -> float:
+        now_s = time.monotonic()
+        for resident in self._residents.values():
+            self._look_at(resident, now_s)
+        decision = decide([self._view(resident) for resident in self._residents.values()], self._limits, now_s)
+        self._draining = decision.drain
+        for model_id, reason in decision.refused.items():
+            self._turn_away(self._residents[model_id], reason)
+            self._residents[model_id].is_wanted = False
+            self._residents[model_id].life.reason = reason
+        for action in decision.actions:
+            self._carry_out(action)
+        for resident in self._residents.values():
+            self._admit(resident)
+        until_s = decision.wait_until_s
+        return LOOK_PERIOD_S if until_s is None else min(LOOK_PERIOD_S, max(0.0, until_s - now_s))
+
+    def _look_at(self, resident: _Resident, now_s: float) -> None:
+        life = resident.life
+        if life.is_dead():
+            resident.is_wanted = True
+            self._operate(life.bury())
+        elif life.state == "awake":
+            resident.is_wanted = False
+        elif life.state == "failed":
+            if resident.waiting and now_s - life.failed_at_s > RETRY_FAILED_AFTER_S:
+                life.retry()
+            else:
+                resident.is_wanted = False
+                self._turn_away(resident, life.reason or "its engine failed")
+
+    def _view(self, resident: _Resident) -> EngineView:
+        spec, life = resident.spec, resident.life
+        waiting_since_s = min(resident.waiting.values(), default=None)
+        if waiting_since_s is None and resident.is_wanted and life.state in {"cold", "asleep"}:
+            waiting_since_s = resident.added_s
+        keep_awake_s = math.inf if spec.keep_awake_s is None or not life.can_sleep else spec.keep_awake_s
+        return EngineView(
+            model_id=spec.id,
+            state="failed" if life.state == "stopped" else life.state,
+            awake_bytes=life.awake_bytes or spec.awake_bytes,
+            asleep_bytes=life.asleep_bytes,
+            wake_s=life.wake_s,
+            start_s=life.start_s,
+            ttft_slo_s=spec.ttft_slo_s,
+            keep_awake_s=0.0 if resident.is_dismissed else keep_awake_s,
+            last_used_s=resident.last_used_s,
+            running=resident.running,
+            oldest_waiting_since_s=waiting_since_s,
+            woken_at_s=life.woken_at_s,
+            draining=spec.id in self._draining,
+            keep_awake_until_s=None if resident.is_dismissed else resident.keep_awake_until_s,
+            pinned=spec.pin == "gpu",
+        )
+
+    def _carry_out(self, action: Action) -> None:
+        life = self._residents[action.model_id].life
+        logger.info("%s %s: %s", action.kind, action.model_id, action.reason)
+        match action.kind:
+            case "start":
+                self._operate(life.start())
+            case "wake":
+                self._operate(life.wake())
+            case "sleep" if life.can_sleep:
+                self._operate(life.sleep())
+            case _:
+                self._operate(life.stop(action.reason))
+
+    def _operate(self, operation: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(operation)
+        self._operations.add(task)
+        task.add_done_callback(self._operations.discard)
+
+    def __repr__(self) -> str:
+        return f"<Residents {[resident.life for resident in self._residents.values()]!r}>"

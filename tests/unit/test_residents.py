@@ -1,0 +1,205 @@
+"""Requests and the engines they are for: held, woken once, batched, displaced, turned away."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from deployments import lifecycle, residents
+from deployments.errors import EngineUnavailableError, WakeError
+from deployments.fake_engine import ASLEEP_BYTES, AWAKE_BYTES, FakeEngine
+from deployments.residency import Limits
+from deployments.residents import Residents
+from deployments.types import ModelSpec
+
+ONE_AWAKE = AWAKE_BYTES + 3 * ASLEEP_BYTES
+LONG_S = 1e9
+
+
+class GatedEngine(FakeEngine):
+    """Counts wakes; they wait while ``gate`` is closed, and fail while ``broken``."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__(spec)
+        self.wakes = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.broken = False
+
+    async def wake(self, snapshot: Path | None = None) -> None:
+        self.wakes += 1
+        await self.gate.wait()
+        if self.broken:
+            raise WakeError("any", "told to fail")
+        await super().wake(snapshot)
+
+
+class Setup:
+    """A replica's residents, and the engines they have made, by model."""
+
+    def __init__(self) -> None:
+        self.engines: dict[str, list[GatedEngine]] = {}
+        self.made: list[Residents] = []
+
+    async def __call__(
+        self, *specs: ModelSpec, budget_bytes: int = 10**6, max_wait_s: float = 10, min_residency_s: float = 0.0
+    ) -> Residents:
+        limits = Limits(budget_bytes, min_residency_s=min_residency_s, max_starvation_s=1.0)
+        made = Residents(list(specs), self._make, limits, max_wait_s)
+        self.made.append(made)
+        made.run()
+        for spec in specs:
+            await made.supported_tasks(spec.id)
+        return made
+
+    def _make(self, spec: ModelSpec) -> GatedEngine:
+        self.engines.setdefault(spec.id, []).append(GatedEngine(spec))
+        return self.engines[spec.id][-1]
+
+
+@pytest.fixture
+async def setup(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Setup]:
+    monkeypatch.setattr(residents, "LOOK_PERIOD_S", 0.01)
+    FakeEngine.failed_starts.clear()
+    made = Setup()
+    yield made
+    for each in made.made:
+        await each.close()
+
+
+def spec(model_id: str, **fields: object) -> ModelSpec:
+    return ModelSpec(model_id, "", **({"awake_bytes": AWAKE_BYTES, "ttft_slo_s": 0.01} | fields))  # type: ignore[arg-type]
+
+
+async def until(holds: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not holds():  # noqa: ASYNC110 - what is waited for has no event of its own
+            await asyncio.sleep(0.001)
+
+
+def state(made: Residents, model_id: str) -> str:
+    return made.describe()[model_id]["state"]
+
+
+async def asleep(made: Residents, model_id: str) -> None:
+    await made.sleep(model_id)
+    assert state(made, model_id) == "asleep"
+
+
+async def use(made: Residents, model_id: str) -> None:
+    async with made.use(model_id) as engine:
+        engine.check()
+
+
+async def test_however_many_wait_it_wakes_once_and_serves_all(setup: Setup) -> None:
+    made = await setup(spec("a"))
+    await asleep(made, "a")
+    engine = setup.engines["a"][0]
+    engine.gate.clear()
+    calls = [asyncio.ensure_future(use(made, "a")) for _ in range(50)]
+    await until(lambda: made.describe()["a"]["waiting"] == 50)
+    engine.gate.set()
+    await asyncio.gather(*calls)
+    assert engine.wakes == 1
+    described = made.describe()["a"]
+    assert (described["requests"], described["waiting"], described["wakes"]) == (0, 0, 1)
+
+
+async def test_who_leaves_while_it_wakes_leaves_nothing_behind(setup: Setup) -> None:
+    made = await setup(spec("a"))
+    await asleep(made, "a")
+    engine = setup.engines["a"][0]
+    engine.gate.clear()
+    call = asyncio.ensure_future(use(made, "a"))
+    await until(lambda: state(made, "a") == "waking")
+    call.cancel()
+    await asyncio.wait([call])
+    assert made.describe()["a"]["waiting"] == 0
+    engine.gate.set()
+    await until(lambda: state(made, "a") == "awake")
+    assert made.describe()["a"]["requests"] == 0
+    await asleep(made, "a")
+
+
+async def test_a_request_is_held_only_so_long(setup: Setup) -> None:
+    made = await setup(spec("a"), max_wait_s=0.05)
+    await asleep(made, "a")
+    setup.engines["a"][0].gate.clear()
+    with pytest.raises(EngineUnavailableError, match=r"not awake within 0.05 s \(waking\)"):
+        await use(made, "a")
+    setup.engines["a"][0].gate.set()
+
+
+async def test_idle_engines_sleep_after_a_while_and_keep_alive_puts_it_off(setup: Setup) -> None:
+    made = await setup(spec("a", keep_awake_s=0.05), spec("b", keep_awake_s=0.05))
+    async with made.use("b", keep_awake_s=LONG_S):
+        pass
+    await until(lambda: state(made, "a") == "asleep")
+    await asyncio.sleep(0.1)  # twice what it would stay awake for without being told
+    assert state(made, "b") == "awake"
+
+
+async def test_on_a_full_device_the_idle_one_makes_room(setup: Setup) -> None:
+    made = await setup(spec("a"), spec("b"), budget_bytes=ONE_AWAKE)
+    for model_id in ("a", "b", "a"):
+        await use(made, model_id)
+        other = {"a": "b", "b": "a"}[model_id]
+        assert (state(made, model_id), state(made, other)) == ("awake", "asleep")
+
+
+async def test_a_busy_one_drains_when_others_are_due_and_loses_no_request(setup: Setup) -> None:
+    made = await setup(spec("a"), spec("b"), budget_bytes=ONE_AWAKE)
+    async with AsyncExitStack() as in_hand:
+        await in_hand.enter_async_context(made.use("a"))
+        waiting = asyncio.ensure_future(use(made, "b"))
+        await until(lambda: "a" in made._draining)
+        late = asyncio.ensure_future(use(made, "a"))
+        await until(lambda: made.describe()["a"]["waiting"] == 1)
+        assert state(made, "a") == "awake", "it has a request in hand"
+    await asyncio.gather(waiting, late)
+    assert setup.engines["a"][0].wakes == wakes + 1, "the late one had to wait for its next turn"
+
+
+async def test_a_model_that_never_fits_is_turned_away_with_the_reason(setup: Setup) -> None:
+    made = await setup(spec("a"), budget_bytes=ONE_AWAKE)
+    large = await setup(budget_bytes=ONE_AWAKE)
+    assert large.describe() == {}
+    made = Residents([spec("large", awake_bytes=10_000)], setup._make, Limits(ONE_AWAKE, 0, 1), 10)
+    setup.made.append(made)
+    made.run()
+    with pytest.raises(EngineUnavailableError, match="10000 of 130 bytes"):
+        await use(made, "large")
+
+
+async def test_one_that_does_not_wake_is_started_again_and_the_request_is_served(setup: Setup) -> None:
+    made = await setup(spec("a"))
+    await asleep(made, "a")
+    setup.engines["a"][0].broken = True
+    await use(made, "a")
+    assert len(setup.engines["a"]) == 2
+    assert made.describe()["a"]["restarts"] == 1
+
+
+async def test_one_that_died_asleep_is_started_again(setup: Setup) -> None:
+    made = await setup(spec("a"))
+    await asleep(made, "a")
+    setup.engines["a"][0].die()
+    await until(lambda: len(setup.engines["a"]) == 2)
+    await use(made, "a")
+
+
+async def test_pinned_ones_stay_awake(setup: Setup) -> None:
+    made = await setup(spec("a", pin="gpu", keep_awake_s=0.0), spec("b", keep_awake_s=0.0))
+    await until(lambda: state(made, "b") == "asleep")
+    assert state(made, "a") == "awake"
+
+
+async def test_many_models_on_room_for_one_all_get_their_turn(setup: Setup) -> None:
+    names = ["a", "b", "c"]
+    made = await setup(*(spec(name) for name in names), budget_bytes=ONE_AWAKE)
+    async with asyncio.timeout(20):
+        await asyncio.gather(*(use(made, names[index % 3]) for index in range(300)))
+    assert sum(engines[0].wakes for engines in setup.engines.values()) < 30, "requests for a model go together"
+    assert lifecycle.MAX_FAILURES > sum(made.describe()[name]["restarts"] for name in names) == 0
