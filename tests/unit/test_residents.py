@@ -153,6 +153,7 @@ async def test_a_busy_one_drains_when_others_are_due_and_loses_no_request(setup:
     made = await setup(spec("a"), spec("b"), budget_bytes=ONE_AWAKE)
     async with AsyncExitStack() as in_hand:
         await in_hand.enter_async_context(made.use("a"))
+        wakes = setup.engines["a"][0].wakes
         waiting = asyncio.ensure_future(use(made, "b"))
         await until(lambda: "a" in made._draining)
         late = asyncio.ensure_future(use(made, "a"))
