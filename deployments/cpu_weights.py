@@ -115,7 +115,8 @@ def _kind(module: nn.Module, attribute: str) -> WeightKind:
 
 def _cores() -> set[int]:
     # OpenMP has bound each thread to a core, and a new thread would share that of the one that starts it.
-    return {core for thread in os.listdir("/proc/self/task") for core in os.sched_getaffinity(int(thread))}
+    threads = (int(path.name) for path in Path("/proc/self/task").iterdir())
+    return {core for thread in threads for core in os.sched_getaffinity(thread)}
 
 
 def _work_alone(cores: set[int]) -> None:

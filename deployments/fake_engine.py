@@ -22,7 +22,7 @@ from deployments.wire import TokenDelta
 
 
 class FakeEngine:
-    """Engine arguments it knows: times ``token_time_s``, ``sleep_time_s``, ``wake_time_s``; ``fail_starts`` (how many)."""
+    """Engine arguments it knows: ``token_time_s``, ``sleep_time_s``, ``wake_time_s``, ``fail_starts`` (a count)."""
 
     failed_starts: dict[str, int] = {}  # noqa: RUF012 - counts across instances, as a supervisor makes new ones
 
@@ -101,7 +101,7 @@ class FakeEngine:
         if not self._asleep:
             return
         await asyncio.sleep(self._wake_time_s)
-        if not snapshot.is_dir():
+        if not await asyncio.to_thread(snapshot.is_dir):
             raise WakeError(self._spec.id, f"there is no snapshot at {snapshot}")
         self._asleep = False
 

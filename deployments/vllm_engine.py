@@ -144,25 +144,27 @@ class VllmEngine:
             raise EngineBusyError(self._spec.id)
         begin_s = time.perf_counter()
         self._asleep = True  # from here on nobody gets in
-        reason: str | None = None
+        try:
+            await self._settle(llm)
+            reason = next(filter(None, await llm.collective_rpc("fall_asleep")), None)
+        except EngineDeadError as error:
+            raise EngineDiedError(self._spec.id) from error
+        if reason is not None:
+            self._asleep = False
+            raise SleepUnsupportedError(self._spec.id, reason)
+        logger.info("engine of %s asleep after %.3f s", self._spec.id, time.perf_counter() - begin_s)
+
+    async def _settle(self, llm: AsyncLLM) -> None:
+        """Do what comes before a sleep and leaves the engine awake if it fails or is cancelled."""
         try:
             if self._canary is None:
                 self._canary = await ask_canary(llm, self._tasks)
-            # Emptied while the blocks it names go; it says whether the engine had really let go of all of them.
-            idle = await llm.reset_prefix_cache()
-            if idle:
-                reasons = await llm.collective_rpc("fall_asleep")
-                reason = next(filter(None, reasons), None)
-                self._asleep = reason is None
-            else:
-                self._asleep = False
-        except EngineDeadError as error:
-            raise EngineDiedError(self._spec.id) from error
-        if not idle:
-            raise EngineBusyError(self._spec.id)
-        if reason is not None:
-            raise SleepUnsupportedError(self._spec.id, reason)
-        logger.info("engine of %s asleep after %.3f s", self._spec.id, time.perf_counter() - begin_s)
+            # What the prefix cache names will be gone. vLLM refuses while any request still holds a part of it.
+            if not await llm.reset_prefix_cache():
+                raise EngineBusyError(self._spec.id)
+        except BaseException:
+            self._asleep = False
+            raise
 
     async def wake(self, snapshot: Path) -> None:
         """See ``Engine.wake``."""
