@@ -57,6 +57,8 @@ class VllmEngine:
         self._unfinished = 0
         self._asleep = False
         self._canary: Answer | None = None
+        # Held while the engine falls asleep or wakes: one after the other.
+        self._turning = asyncio.Lock()
 
     async def start(self) -> None:
         """See ``Engine.start``. Takes tens of seconds: the engine's processes import vLLM and load the weights."""
@@ -137,6 +139,15 @@ class VllmEngine:
 
     async def sleep(self) -> None:
         """See ``Engine.sleep``. The first time it also asks the canary, whose answer every wake has to give again."""
+        async with self._turning:
+            await self._sleep()
+
+    async def wake(self, snapshot: Path) -> None:
+        """See ``Engine.wake``."""
+        async with self._turning:
+            await self._wake(snapshot)
+
+    async def _sleep(self) -> None:
         llm = self._running()
         if self._asleep:
             return
@@ -155,19 +166,19 @@ class VllmEngine:
         logger.info("engine of %s asleep after %.3f s", self._spec.id, time.perf_counter() - begin_s)
 
     async def _settle(self, llm: AsyncLLM) -> None:
-        """Do what comes before a sleep and leaves the engine awake if it fails or is cancelled."""
+        """Do what comes before a sleep and leaves the engine awake if it fails."""
+        settled = False
         try:
             if self._canary is None:
                 self._canary = await ask_canary(llm, self._tasks)
             # What the prefix cache names will be gone. vLLM refuses while any request still holds a part of it.
-            if not await llm.reset_prefix_cache():
-                raise EngineBusyError(self._spec.id)
-        except BaseException:
-            self._asleep = False
-            raise
+            settled = await llm.reset_prefix_cache()
+        finally:
+            self._asleep = settled
+        if not settled:
+            raise EngineBusyError(self._spec.id)
 
-    async def wake(self, snapshot: Path) -> None:
-        """See ``Engine.wake``."""
+    async def _wake(self, snapshot: Path) -> None:
         llm = self._running()
         if not self._asleep:
             return
