@@ -75,9 +75,10 @@ class CpuWeights:
         """Pack the matrices of linear layers, as vLLM does after loading."""
         # Largest first, so that no thread is left with a large one at the end.
         layers = sorted((layer for _, layer in _layers(self._model)), key=lambda layer: -layer.weight.nbytes)
+        cores = _cores()
         with (
             set_default_torch_dtype(self._dtype),
-            ThreadPoolExecutor(torch.get_num_threads(), initializer=_work_alone, initargs=(_cores(),)) as threads,
+            ThreadPoolExecutor(len(cores), initializer=_work_alone, initargs=(cores,)) as threads,
         ):
             for _ in threads.map(_pack, layers):
                 pass
@@ -114,8 +115,9 @@ def _kind(module: nn.Module, attribute: str) -> WeightKind:
 
 
 def _cores() -> set[int]:
-    # OpenMP has bound each thread to a core, and a new thread would share that of the one that starts it.
-    return {core for thread in Path("/proc/self/task").iterdir() for core in os.sched_getaffinity(int(thread.name))}
+    # vLLM binds a worker to the cores it computes on, and leaves some to others. For this moment its parent's will do:
+    # with two cores there is one to compute on, and packing would take twice as long.
+    return os.sched_getaffinity(os.getppid())
 
 
 def _work_alone(cores: set[int]) -> None:

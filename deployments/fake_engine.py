@@ -24,7 +24,7 @@ AWAKE_BYTES, ASLEEP_BYTES = 100, 10
 
 
 class FakeEngine:
-    """Engine arguments it knows: ``token_time_s``, ``sleep_time_s``, ``wake_time_s``; ``fail_starts`` (how many)."""
+    """Engine arguments it knows: ``token_time_s``, ``sleep_time_s``, ``wake_time_s``, ``fail_starts`` (a count)."""
 
     failed_starts: dict[str, int] = {}  # noqa: RUF012 - counts across instances, as a supervisor makes new ones
 

@@ -58,6 +58,8 @@ class VllmEngine:
         self._unfinished = 0
         self._asleep = False
         self._canary: Answer | None = None
+        # Held while the engine falls asleep or wakes: one after the other.
+        self._turning = asyncio.Lock()
 
     async def start(self) -> None:
         """See ``Engine.start``. Takes tens of seconds: the engine's processes import vLLM and load the weights."""
@@ -138,6 +140,15 @@ class VllmEngine:
 
     async def sleep(self) -> None:
         """See ``Engine.sleep``. The first time it also asks the canary, whose answer every wake has to give again."""
+        async with self._turning:
+            await self._sleep()
+
+    async def wake(self, snapshot: Path | None = None) -> None:
+        """See ``Engine.wake``."""
+        async with self._turning:
+            await self._wake(snapshot)
+
+    async def _sleep(self) -> None:
         llm = self._running()
         if self._asleep:
             return
@@ -145,28 +156,30 @@ class VllmEngine:
             raise EngineBusyError(self._spec.id)
         begin_s = time.perf_counter()
         self._asleep = True  # from here on nobody gets in
-        reason: str | None = None
         try:
-            if self._canary is None:
-                self._canary = await ask_canary(llm, self._tasks)
-            # Emptied while the blocks it names go; it says whether the engine had really let go of all of them.
-            idle = await llm.reset_prefix_cache()
-            if idle:
-                reasons = await llm.collective_rpc("fall_asleep")
-                reason = next(filter(None, reasons), None)
-                self._asleep = reason is None
-            else:
-                self._asleep = False
+            await self._settle(llm)
+            reason = next(filter(None, await llm.collective_rpc("fall_asleep")), None)
         except EngineDeadError as error:
             raise EngineDiedError(self._spec.id) from error
-        if not idle:
-            raise EngineBusyError(self._spec.id)
         if reason is not None:
+            self._asleep = False
             raise SleepUnsupportedError(self._spec.id, reason)
         logger.info("engine of %s asleep after %.3f s", self._spec.id, time.perf_counter() - begin_s)
 
-    async def wake(self, snapshot: Path | None = None) -> None:
-        """See ``Engine.wake``."""
+    async def _settle(self, llm: AsyncLLM) -> None:
+        """Do what comes before a sleep and leaves the engine awake if it fails."""
+        settled = False
+        try:
+            if self._canary is None:
+                self._canary = await ask_canary(llm, self._tasks)
+            # What the prefix cache names will be gone. vLLM refuses while any request still holds a part of it.
+            settled = await llm.reset_prefix_cache()
+        finally:
+            self._asleep = settled
+        if not settled:
+            raise EngineBusyError(self._spec.id)
+
+    async def _wake(self, snapshot: Path | None) -> None:
         llm = self._running()
         if not self._asleep:
             return

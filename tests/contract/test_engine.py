@@ -2,13 +2,21 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
 from app.streams import TokenStreams
 from deployments.engine import Engine
-from deployments.errors import EngineDiedError, EngineStartError, RequestRejectedError
+from deployments.errors import (
+    EngineBusyError,
+    EngineDiedError,
+    EngineStartError,
+    EngineUnavailableError,
+    RequestRejectedError,
+    WakeError,
+)
 from deployments.fake_engine import FakeEngine
 from deployments.types import GenerateRequest, ModelSpec
 from deployments.wire import TokenDelta
@@ -18,23 +26,40 @@ from tests.support.service import CHAT_MODEL, MODELS
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-def make_fake() -> Engine:
-    return FakeEngine(ModelSpec("fake", "", {"token_time_s": 0.001}))
+VLLM_SPEC = ModelSpec(
+    CHAT_MODEL,
+    str(MODELS / CHAT_MODEL),
+    {"max_model_len": 1024, "kv_cache_memory_bytes": 134217728, "enforce_eager": True, "dtype": "float32"},
+)
 
 
-def make_vllm() -> Engine:
-    from deployments.vllm_engine import VllmEngine  # noqa: PLC0415 - heavy
+def make_fake(_: Path) -> Engine:
+    return FakeEngine(ModelSpec("fake", "", {"token_time_s": 0.001, "sleep_time_s": 0.001, "wake_time_s": 0.001}))
 
-    engine = {"max_model_len": 1024, "kv_cache_memory_bytes": 134217728, "enforce_eager": True, "dtype": "float32"}
-    return VllmEngine(ModelSpec(CHAT_MODEL, str(MODELS / CHAT_MODEL), engine))
+
+def make_vllm(snapshot: Path) -> Engine:
+    from deployments.snapshot_builder import with_loader  # noqa: PLC0415 - heavy
+    from deployments.vllm_engine import VllmEngine  # noqa: PLC0415
+
+    return VllmEngine(with_loader(VLLM_SPEC, build=snapshot))
+
+
+@pytest.fixture(scope="module")
+def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where an engine writes its weights when it starts."""
+    return tmp_path_factory.mktemp("snapshot")
 
 
 @pytest_asyncio.fixture(params=[make_fake, make_vllm], ids=["fake", "vllm"], scope="module", loop_scope="module")
-async def engine(request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
-    made = request.param()
+async def engine(request: pytest.FixtureRequest, snapshot: Path, tmp_path_factory) -> AsyncIterator[Engine]:  # noqa: ANN001
+    made = request.param(snapshot)
     with pytest.raises(EngineDiedError):
         made.check()  # not started yet
     await made.start()
+    if not isinstance(made, FakeEngine):
+        from tests.support.snapshots import describe  # noqa: PLC0415 - heavy
+
+        describe(VLLM_SPEC, snapshot, tmp_path_factory.mktemp("memory"))
     yield made
     await made.stop()
     with pytest.raises(EngineDiedError):
@@ -89,6 +114,55 @@ async def test_a_prompt_that_is_empty_is_refused_and_harms_nobody(engine: Engine
     with pytest.raises(RequestRejectedError):
         await deltas_of(engine, ask("a") | {"prompt_token_ids": []})
     engine.check()
+    assert (await deltas_of(engine, ask("b")))[-1].finish_reason is not None
+
+
+async def test_it_sleeps_only_without_requests_and_answers_again_when_woken(engine: Engine, snapshot: Path) -> None:
+    before = [delta.token_ids for delta in await deltas_of(engine, ask("before"))]
+    running = engine.generate(ask("running", max_tokens=20, ignore_eos=True))
+    received = [await anext(running)]
+    with pytest.raises(EngineBusyError):
+        await engine.sleep()
+    received += [delta async for delta in running]
+    assert received[-1].finish_reason == "length"
+
+    await engine.sleep()
+    await engine.sleep()  # harmless
+    with pytest.raises(EngineUnavailableError):
+        await deltas_of(engine, ask("asleep"))
+    assert engine.unfinished() == 0
+    engine.check()
+    await engine.wake(snapshot)
+    await engine.wake(snapshot)  # harmless
+    assert [delta.token_ids for delta in await deltas_of(engine, ask("after"))] == before
+
+
+async def test_a_request_that_comes_while_it_falls_asleep_is_refused(engine: Engine, snapshot: Path) -> None:
+    sleeping = asyncio.ensure_future(engine.sleep())
+    await asyncio.sleep(0)  # it has begun
+    with pytest.raises(EngineUnavailableError):
+        await deltas_of(engine, ask("late"))
+    await sleeping
+    await engine.wake(snapshot)
+
+
+async def test_it_sleeps_at_once_after_a_request_was_cancelled(engine: Engine, snapshot: Path) -> None:
+    deltas = engine.generate(ask("a", max_tokens=900, ignore_eos=True))
+    await anext(deltas)
+    await deltas.aclose()  # type: ignore[attr-defined]
+    await engine.sleep()
+    await engine.wake(snapshot)
+    assert (await deltas_of(engine, ask("b")))[-1].finish_reason is not None
+
+
+async def test_without_a_snapshot_it_does_not_wake_and_with_one_it_does(engine: Engine, snapshot: Path) -> None:
+    await engine.sleep()
+    with pytest.raises(WakeError) as caught:
+        await engine.wake(snapshot / "nothing")
+    assert "nothing" in caught.value.reason
+    with pytest.raises(EngineUnavailableError):
+        await deltas_of(engine, ask("a"))
+    await engine.wake(snapshot)
     assert (await deltas_of(engine, ask("b")))[-1].finish_reason is not None
 
 

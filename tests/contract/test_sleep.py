@@ -1,0 +1,190 @@
+"""Engines sleep and wake on a CPU: the same answers bit for bit, and memory that really goes. Real vLLM."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import pytest
+import pytest_asyncio
+import torch
+from vllm.pooling_params import PoolingParams
+
+from deployments.errors import EngineBusyError, EngineUnavailableError, WakeError
+from deployments.snapshot_builder import with_loader
+from deployments.types import AdapterRef, EmbedRequest, GenerateRequest, ModelSpec
+from deployments.vllm_engine import VllmEngine
+from storage.weights import rank_file
+from tests.support.memory import children_pss_bytes
+from tests.support.service import ADAPTERS, CHAT_MODEL, EMBEDDING_MODEL, MODELS
+from tests.support.snapshots import changed, describe, one_value_negated
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(1200)]
+
+CYCLES = 100
+# What a heap may gain by chance; a leak of the smallest layer's weights in every cycle would be many times this.
+NOISE_BYTES = 16 << 20
+KV_CACHE_BYTES = 64 << 20
+CHAT = {"max_model_len": 512, "kv_cache_memory_bytes": KV_CACHE_BYTES}
+# Longer than a block of the KV cache, so that there is something to cache.
+PROMPT = [504, 3575, 282, 4649, 314] * 30
+
+
+class Case(NamedTuple):
+    spec: ModelSpec
+    adapters: tuple[str, ...]
+    kv_cache_bytes: int
+    matrix: str  # one that vLLM packs
+
+
+def chat_case(engine: dict[str, Any], *adapters: str) -> Case:
+    spec = ModelSpec(CHAT_MODEL, str(MODELS / CHAT_MODEL), CHAT | engine, lora_enabled=bool(adapters), max_loras=2)
+    return Case(spec, adapters, KV_CACHE_BYTES, "model.layers.29.mlp.down_proj.weight")
+
+
+WITH_ADAPTERS = chat_case({"dtype": "float32", "enforce_eager": True}, "pirate", "json")
+COMPILED = chat_case({"dtype": "bfloat16"})
+EMBEDDING = Case(
+    ModelSpec(EMBEDDING_MODEL, str(MODELS / EMBEDDING_MODEL), {"runner": "pooling", "enforce_eager": True}),
+    (),
+    0,
+    "model.encoder.layer.5.output.dense.weight",
+)
+CASES = {"adapters": WITH_ADAPTERS, "compiled": COMPILED, "embedding": EMBEDDING}
+
+
+def request(stream_id: str, adapter: str | None = None, *, max_tokens: int = 4) -> GenerateRequest:
+    ref: AdapterRef | None = {"id": adapter, "path": str(ADAPTERS / adapter), "digest": adapter} if adapter else None
+    return {
+        "stream_id": stream_id,
+        "model_id": CHAT_MODEL,
+        "prompt_token_ids": PROMPT,
+        "sampling": {"temperature": 0.0, "max_tokens": max_tokens, "ignore_eos": True, "logprobs": 3},
+        "reply_to": {"host": "", "port": 0, "key": ""},
+        "adapter": ref,
+    }
+
+
+@dataclass
+class Sleeper:
+    """An engine, its snapshot, and what its first sleep showed."""
+
+    case: Case
+    engine: VllmEngine
+    snapshot: Path
+    asked: int = 0
+    answer: Any = None
+    awake_bytes: int = 0
+    asleep_bytes: int = 0
+    cached_tokens: list[int | None] = field(default_factory=list)
+
+    async def ask(self) -> Any:
+        """The answers of the model and of each adapter; remembers what came from the prefix cache."""
+        self.asked += 1
+        if "generate" not in self.engine.supported_tasks():
+            embed: EmbedRequest = {
+                "stream_id": f"e{self.asked}",
+                "model_id": EMBEDDING_MODEL,
+                "prompt_token_ids": [101, 4937, 102],
+                "pooling": msgspec.to_builtins(PoolingParams(task="embed")),
+            }
+            return (await self.engine.embed(embed))["data"]
+        answers = []
+        self.cached_tokens = []
+        for adapter in (None, *self.case.adapters):
+            deltas = [delta async for delta in self.engine.generate(request(f"{adapter}{self.asked}", adapter))]
+            self.cached_tokens.append(deltas[0].cached_tokens)
+            answers.append([(delta.token_ids, delta.logprobs) for delta in deltas])
+        return answers
+
+    async def sleep_and_wake(self) -> None:
+        await self.engine.sleep()
+        await self.engine.wake(self.snapshot)
+
+
+@pytest_asyncio.fixture(params=CASES, scope="module", loop_scope="module")
+async def sleeper(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Sleeper]:
+    case = CASES[request.param]
+    directory = tmp_path_factory.mktemp("snapshot")
+    engine = VllmEngine(with_loader(case.spec, build=directory))
+    await engine.start()
+    try:
+        describe(case.spec, directory, tmp_path_factory.mktemp("memory"))
+        sleeper = Sleeper(case, engine, directory)
+        sleeper.answer = await sleeper.ask()
+        sleeper.awake_bytes = children_pss_bytes()
+        await engine.sleep()
+        sleeper.asleep_bytes = children_pss_bytes()
+        await engine.wake(directory)
+        yield sleeper
+    finally:
+        await engine.stop()
+
+
+async def test_weights_and_kv_cache_leave_memory(sleeper: Sleeper) -> None:
+    weights_bytes = (sleeper.snapshot / rank_file(0)).stat().st_size
+    assert sleeper.awake_bytes - sleeper.asleep_bytes >= weights_bytes + sleeper.case.kv_cache_bytes
+
+
+async def test_it_answers_as_before_without_its_prefix_cache(sleeper: Sleeper) -> None:
+    assert await sleeper.ask() == sleeper.answer
+    await sleeper.sleep_and_wake()
+    assert await sleeper.ask() == sleeper.answer
+    assert not any(sleeper.cached_tokens)
+    assert await sleeper.ask() == sleeper.answer
+    assert all(sleeper.cached_tokens)
+
+
+async def test_asleep_it_refuses_requests(sleeper: Sleeper) -> None:
+    await sleeper.engine.sleep()
+    with pytest.raises(EngineUnavailableError):
+        await sleeper.ask()
+    await sleeper.engine.wake(sleeper.snapshot)
+    assert await sleeper.ask() == sleeper.answer
+
+
+async def test_the_canary_notices_a_changed_weight(sleeper: Sleeper, tmp_path: Path) -> None:
+    other = changed(sleeper.snapshot, tmp_path / "other", sleeper.case.matrix, one_value_negated)
+    await sleeper.engine.sleep()
+    with pytest.raises(WakeError, match="does not answer as before"):
+        await sleeper.engine.wake(other)
+    with pytest.raises(EngineUnavailableError):
+        await sleeper.ask()
+    await sleeper.engine.wake(sleeper.snapshot)
+    assert await sleeper.ask() == sleeper.answer
+
+
+async def test_a_snapshot_of_another_shape_is_refused(sleeper: Sleeper, tmp_path: Path) -> None:
+    other = changed(sleeper.snapshot, tmp_path / "other", sleeper.case.matrix, torch.Tensor.t)
+    await sleeper.engine.sleep()
+    for wrong in (other, tmp_path / "nothing"):
+        with pytest.raises(WakeError):
+            await sleeper.engine.wake(wrong)
+    await sleeper.engine.wake(sleeper.snapshot)
+    assert await sleeper.ask() == sleeper.answer
+
+
+@pytest.mark.parametrize("sleeper", ["adapters", "compiled"], indirect=True)
+async def test_it_does_not_sleep_while_a_request_runs(sleeper: Sleeper) -> None:
+    deltas = sleeper.engine.generate(request("long", max_tokens=100))
+    received = [await anext(deltas)]
+    with pytest.raises(EngineBusyError):
+        await sleeper.engine.sleep()
+    received += [delta async for delta in deltas]
+    assert sum(len(delta.token_ids) for delta in received) == 100
+    assert received[-1].finish_reason == "length"
+    await sleeper.sleep_and_wake()
+    assert await sleeper.ask() == sleeper.answer
+
+
+@pytest.mark.parametrize("sleeper", ["compiled"], indirect=True)
+async def test_many_cycles_change_no_answer_and_keep_no_memory(sleeper: Sleeper) -> None:
+    asleep_bytes = []
+    for _ in range(CYCLES):
+        await sleeper.engine.sleep()
+        asleep_bytes.append(children_pss_bytes())
+        await sleeper.engine.wake(sleeper.snapshot)
+        assert await sleeper.ask() == sleeper.answer
+    tenth = CYCLES // 10
+    assert max(asleep_bytes[-tenth:]) - max(asleep_bytes[:tenth]) < NOISE_BYTES
