@@ -22,6 +22,7 @@ from multiprocessing import resource_tracker
 from typing import Any, NoReturn
 
 import torch
+from vllm.platforms import current_platform
 from vllm.v1.engine.utils import CoreEngineProcManager, launch_core_engines
 
 from deployments.pool_wire import (
@@ -35,6 +36,10 @@ from deployments.start_marks import MarkHandler
 
 # What libraries read while they are imported; a fork comes too late to change it.
 READ_ON_IMPORT = ("HF_", "TRANSFORMERS_", "TORCH", "PYTORCH_", "LD_PRELOAD", "VLLM_LOGGING_", "VLLM_PLUGINS", "VLLM_BATCH_INVARIANT")
+
+# On a CPU vLLM 0.29 fails to load what it has compiled ahead of time and so compiles anew at every start; without this
+# torch's own cache serves.
+_DEFAULTS = {"VLLM_USE_AOT_COMPILE": "0"} if current_platform.is_cpu() else {}
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -109,8 +114,7 @@ def _unfit(environment: dict[str, str]) -> str | None:
 def become(surroundings: Surroundings) -> None:
     """Take on the environment, the directory and the log file of the asking process."""
     os.environ.clear()
-    # Their configuration was checked by the asking process, where vLLM demands 'spawn' of a CPU engine.
-    os.environ.update(surroundings.environment | {"VLLM_WORKER_MULTIPROC_METHOD": "fork"})
+    os.environ.update(_DEFAULTS | surroundings.environment | {"VLLM_WORKER_MULTIPROC_METHOD": "fork"})
     os.chdir(surroundings.working_directory)
     log_fd = os.open(surroundings.log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     null_fd = os.open(os.devnull, os.O_RDONLY)
