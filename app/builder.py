@@ -67,7 +67,7 @@ def build_app(args: dict[str, Any]) -> Application:
         specs=specs,
         frontends={model.id: model.openai.model_dump(exclude_defaults=True) for model in config.models},
         pools={model.id: pools[config.pool_of(model.id).name] for model in config.models},
-        nodes=_nodes(storage),
+        nodes=_nodes(storage, config),
         storage=storage,
         max_body_bytes=config.gateway.max_body_bytes,
         header_wait_s=config.admission.header_wait_s,
@@ -147,12 +147,12 @@ def _adapter_spec(adapter: Adapter, max_rank: int) -> AdapterSpec:
     return AdapterSpec(adapter.id, str(adapter.path), adapter.digest)
 
 
-def _nodes(storage: StoreConfig) -> Application:
+def _nodes(storage: StoreConfig, config: AppConfig) -> Application:
     options = {"num_cpus": 0, "runtime_env": _ONE_LOOP}
     keeper = serve.deployment(
         NodeKeeper, name="Nodes", max_ongoing_requests=100, ray_actor_options=options, **_HEALTH, **_SHUTDOWN
     )
-    return keeper.bind(storage)
+    return keeper.bind(storage, "gpu" if any(pool.num_gpus for pool in config.pools) else "cpu")
 
 
 def _pool(pool: PoolConfig, specs: list[ModelSpec], config: AppConfig, storage: StoreConfig) -> Application:

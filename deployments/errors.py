@@ -3,6 +3,7 @@
 DeploymentError
 ├── EngineStartError      an engine could not be started; carries the model and the reason
 ├── EngineUnavailableError  the model's engine is not able to serve now and may be later
+├── PoolUnavailableError  the process pool can't fork an engine for this process
 ├── EngineDiedError       the engine ended while it worked on the request
 ├── RequestRejectedError  the engine refuses this request as it is (the caller's fault)
 ├── EngineBusyError       the engine can't be put to sleep now: it has requests in hand
@@ -42,6 +43,18 @@ class EngineUnavailableError(DeploymentError):
 
     def __str__(self) -> str:
         return f"Model '{self.model_id}' cannot serve at the moment: {self.reason}"
+
+
+class PoolUnavailableError(DeploymentError):
+    """The process pool at ``address`` does not fork an engine for this process."""
+
+    def __init__(self, address: str, reason: str) -> None:
+        super().__init__(address, reason)
+        self.address = address
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"The process pool at {self.address} does not fork this engine: {self.reason}"
 
 
 class EngineDiedError(DeploymentError):

@@ -1,19 +1,24 @@
-"""One snapshot store on every node of the cluster: a Serve deployment with one replica that creates and owns them.
+"""One actor on every node of the cluster, with its snapshot store and its process pool, and the way to reach it.
 
-Owned by this replica, they are gone when the application is deleted, and Ray starts one again that died. A node that
-joins gets its store with the next look.
+A Serve deployment with one replica creates and owns them: so they are gone when the application is deleted, Ray starts
+one again that died, and a node that joins gets its own with the next look.
 """
 
 import asyncio
 import logging
-from typing import Any
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
 
 import ray
 from ray import serve
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from storage.actor import NAMESPACE, StoreActor, store_name
+from deployments.forked_engine import PoolAddress
+from deployments.process_pool import ProcessPool
+from storage.actor import NAMESPACE, StoreActor, StoreClient, store_name
+from storage.errors import StorageError
 from storage.store import StoreConfig
 
 logger = logging.getLogger(__name__)
@@ -22,11 +27,40 @@ LOOK_PERIOD_S = 2.0
 _ANSWER_TIMEOUT_S = 10.0
 
 
-class NodeKeeper:
-    """Keeps the stores; ``describe`` asks all of them."""
+class NodeActor(StoreActor):
+    """What Ray runs on a node: the snapshot store, and beside it the zygote that engines are forked from."""
 
-    def __init__(self, storage: StoreConfig) -> None:
+    def __init__(self, config: StoreConfig, device: Literal["cpu", "gpu"]) -> None:
+        super().__init__(config)
+        # Where Ray has this actor's own output, and so the dashboard looks for logs.
+        output = Path("/proc/self/fd/1").resolve()
+        self._pool = ProcessPool(output.parent if output.is_file() else Path(tempfile.gettempdir()), device)
+        self._pool.run()
+
+    async def pool_address(self) -> PoolAddress:
+        """Return where engines can be forked, once they can. Raises TimeoutError."""
+        await self._pool.ready()
+        return self._pool.address
+
+
+class NodeClient(StoreClient):
+    """The store and the process pool of this node, for one of its processes."""
+
+    async def pool_address(self) -> PoolAddress | None:
+        """Return where engines can be forked; None where the pool doesn't start."""
+        try:
+            return await self._call("pool_address")
+        except (RayError, StorageError) as error:
+            logger.warning("engines start without the process pool: %s", error)
+            return None
+
+
+class NodeKeeper:
+    """Keeps the actors; ``tiers`` asks all of them."""
+
+    def __init__(self, storage: StoreConfig, device: Literal["cpu", "gpu"]) -> None:
         self._storage = storage
+        self._device = device
         self._application = serve.get_replica_context().app_name
         self._stores: dict[str, Any] = {}
         self._keeping = asyncio.get_running_loop().create_task(self._keep())
@@ -66,7 +100,7 @@ class NodeKeeper:
             "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False),
         }
         try:
-            self._stores[node] = ray.remote(StoreActor).options(**options).remote(self._storage)
+            self._stores[node] = ray.remote(NodeActor).options(**options).remote(self._storage, self._device)
         except ValueError as error:
             # The one of this replica's predecessor is still ending; the next look finds the name free.
             logger.info("no store on %s yet: %s", node, error)

@@ -12,6 +12,7 @@ from ray import serve
 from deployments.engine import Engine
 from deployments.errors import EngineDiedError, FeedError
 from deployments.feed import Feeds, GatewayFeed
+from deployments.nodes import NodeClient
 from deployments.residency import Limits
 from deployments.residents import Residents
 from deployments.types import (
@@ -22,7 +23,6 @@ from deployments.types import (
     GenerateSummary,
     ModelSpec,
 )
-from storage.actor import StoreClient
 from storage.store import StoreConfig
 
 
@@ -104,8 +104,8 @@ class ServedEngineReplica(EngineReplica):
     """What Serve deploys: Serve calls ``__del__`` by hand when it shuts a replica down, and awaits it."""
 
     def __init__(self, models: list[ModelSpec], storage: StoreConfig, limits: Limits, max_wait_s: float) -> None:
-        store = StoreClient(serve.get_replica_context().app_name, storage)
-        super().__init__(models, lambda spec: _staged_engine(spec, store), limits, max_wait_s)
+        node = NodeClient(serve.get_replica_context().app_name, storage)
+        super().__init__(models, lambda spec: _staged_engine(spec, node), limits, max_wait_s)
 
     async def __del__(self) -> None:
         await self.close()
@@ -127,8 +127,8 @@ async def _stream(engine: Engine, request: GenerateRequest, feed: GatewayFeed) -
     raise EngineDiedError(request["model_id"])
 
 
-def _staged_engine(spec: ModelSpec, store: StoreClient) -> Engine:
+def _staged_engine(spec: ModelSpec, node: NodeClient) -> Engine:
     from deployments.staged_engine import StagedEngine  # noqa: PLC0415 - imports vLLM, the heaviest there is
     from deployments.vllm_engine import VllmEngine  # noqa: PLC0415
 
-    return StagedEngine(spec, store, VllmEngine)
+    return StagedEngine(spec, node, VllmEngine)

@@ -22,10 +22,11 @@ from deployments.errors import (
     SleepUnsupportedError,
     WakeError,
 )
+from deployments.forked_engine import PoolAddress
+from deployments.nodes import NodeClient
 from deployments.snapshot_builder import Building, building, origin_of, with_loader
 from deployments.types import Embedding, EmbedRequest, GenerateRequest, ModelSpec, StartReport
 from deployments.wire import TokenDelta
-from storage.actor import StoreClient
 from storage.checkpoint import LocalSource, SourceCache
 from storage.errors import ManifestError, SnapshotMissingError, StorageError
 from storage.lease import Lease
@@ -45,11 +46,13 @@ _ROOM_BESIDES_BYTES = 64 * 1024 * 1024
 class StagedEngine:
     """Fulfils ``Engine``; ``make_engine`` makes the engine for a model whose engine arguments say how weights come."""
 
-    def __init__(self, spec: ModelSpec, store: StoreClient, make_engine: Callable[[ModelSpec], Engine]) -> None:
+    def __init__(
+        self, spec: ModelSpec, node: NodeClient, make_engine: Callable[[ModelSpec, PoolAddress | None], Engine]
+    ) -> None:
         self._spec = spec
-        self._store = store
+        self._node = node
         self._make_engine = make_engine
-        self._sources = SourceCache(store.config.disk_dir, store.config.s3_endpoint_url)
+        self._sources = SourceCache(node.config.disk_dir, node.config.s3_endpoint_url)
         self._engine: Engine | None = None
         self._lease: Lease | None = None
         self._finishing: asyncio.Task[None] | None = None
@@ -98,7 +101,7 @@ class StagedEngine:
         return True
 
     async def _first_start(self, source: LocalSource, origin: Origin) -> None:
-        config = self._store.config
+        config = self._node.config
         with ExitStack() as until_started:
             await self._only_builder(origin, until_started)
             # Another engine on this node may have built it meanwhile.
@@ -120,7 +123,7 @@ class StagedEngine:
             self._finishing = asyncio.create_task(self._finish(being_built, origin, until_started.pop_all()))
 
     async def _only_builder(self, origin: Origin, held: ExitStack) -> None:
-        directory = self._store.config.disk_dir / _BUILDERS_NAME / origin.snapshot_id
+        directory = self._node.config.disk_dir / _BUILDERS_NAME / origin.snapshot_id
         directory.mkdir(parents=True, exist_ok=True)
         with self._timed("wait for another's build"):
             while True:
@@ -137,7 +140,7 @@ class StagedEngine:
         try:
             with held:
                 await asyncio.to_thread(being_built.finish)
-            lease, place = await self._store.hold(origin.snapshot_id, self._owner)
+            lease, place = await self._node.hold(origin.snapshot_id, self._owner)
             lease.release()
             self._snapshot_id = origin.snapshot_id
         except StorageError:
@@ -146,15 +149,17 @@ class StagedEngine:
             logger.info("the snapshot of %s is in %s", self._spec.id, place.path)
 
     async def _hold(self, snapshot_id: str) -> Place:
-        self._lease, place = await self._store.hold(snapshot_id, self._owner, self._published)
+        self._lease, place = await self._node.hold(snapshot_id, self._owner, self._published)
         self._snapshot_id = snapshot_id
         self._weights_from = place.tier
         if self._spec.pin in {"dram", "disk"}:
-            await asyncio.to_thread(write_pin, self._store.config.disk_dir, snapshot_id, self._spec.pin)
+            await asyncio.to_thread(write_pin, self._node.config.disk_dir, snapshot_id, self._spec.pin)
         return place
 
     async def _run(self, spec: ModelSpec) -> None:
-        self._engine = self._make_engine(spec)
+        with self._timed("wait for the process pool"):
+            pool = await self._node.pool_address()
+        self._engine = self._make_engine(spec, pool)
         with self._timed("engine"):
             await self._engine.start()
 
@@ -219,7 +224,8 @@ class StagedEngine:
 
     def start_report(self) -> StartReport:
         """See ``Engine.start_report``."""
-        return {"weights_from": self._weights_from, "stages_s": dict(self._stages_s)}
+        inside_s = self._engine.start_report()["stages_s"] if self._engine is not None else {}
+        return {"weights_from": self._weights_from, "stages_s": self._stages_s | inside_s}
 
     async def stop(self) -> None:
         """See ``Engine.stop``."""

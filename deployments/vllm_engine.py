@@ -33,11 +33,14 @@ from deployments.errors import (
     EngineDiedError,
     EngineStartError,
     EngineUnavailableError,
+    PoolUnavailableError,
     RequestRejectedError,
     SleepUnsupportedError,
     WakeError,
 )
 from deployments.footprint import process_memory_bytes
+from deployments.forked_engine import ForkedEngine, PoolAddress
+from deployments.pooled_start import start_pooled
 from deployments.types import AdapterRef, Embedding, EmbedRequest, GenerateRequest, ModelSpec, StartReport
 from deployments.wire import LogprobRow, TokenDelta
 
@@ -47,10 +50,12 @@ logger = logging.getLogger(__name__)
 
 
 class VllmEngine:
-    """The engine of one model. ``start`` before anything else; one event loop."""
+    """The engine of one model, forked from ``pool`` if there is one. ``start`` before anything else; one event loop."""
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, pool: PoolAddress | None = None) -> None:
         self._spec = spec
+        self._pool = pool
+        self._forked: ForkedEngine | None = None
         self._adapters = AdapterTable()
         self._llm: AsyncLLM | None = None
         self._tasks: list[str] = []
@@ -62,10 +67,9 @@ class VllmEngine:
         self._turning = asyncio.Lock()
 
     async def start(self) -> None:
-        """See ``Engine.start``. Takes tens of seconds: the engine's processes import vLLM and load the weights."""
+        """See ``Engine.start``. Without a pool it takes tens of seconds: each of its processes imports vLLM."""
         try:
-            # In a thread: the constructor blocks until the engine's processes are up.
-            self._llm = llm = await asyncio.to_thread(self._make)
+            self._llm = llm = await self._make()
             self._tasks = [str(task) for task in await llm.get_supported_tasks()]
         # vLLM's start fails with whatever its parts raise; all of it means one thing here.
         except Exception as error:
@@ -73,8 +77,22 @@ class VllmEngine:
             reason = str(error).strip().splitlines()
             raise EngineStartError(self._spec.id, reason[0] if reason else type(error).__name__) from error
 
-    def _make(self) -> AsyncLLM:
-        return AsyncLLM.from_engine_args(engine_args(self._spec), stat_loggers=[RayPrometheusStatLogger])
+    async def _make(self) -> AsyncLLM:
+        if self._pool is not None:
+            try:
+                llm, self._forked = await start_pooled(self._spec, self._pool)
+            except PoolUnavailableError as error:
+                logger.warning("%s; starting the engine of %s without it", error, self._spec.id)
+            else:
+                return llm
+        # In a thread: the constructor blocks until the engine's processes are up.
+        return await asyncio.to_thread(
+            AsyncLLM.from_engine_args, engine_args(self._spec), stat_loggers=[RayPrometheusStatLogger]
+        )
+
+    def start_stages_s(self) -> dict[str, float]:
+        """Return how long each part of the last start took, in seconds, in order; empty without a pool."""
+        return {} if self._forked is None else self._forked.stages_s
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[TokenDelta]:
         """See ``Engine.generate``."""
@@ -207,18 +225,23 @@ class VllmEngine:
         return await asyncio.to_thread(process_memory_bytes, self._process_ids())
 
     def _process_ids(self) -> list[int]:
+        if self._forked is not None:
+            return [self._forked.process_id]
         manager = self._running().engine_core.resources.engine_manager
         return [] if manager is None else [process.pid for process in manager.processes]
 
     def start_report(self) -> StartReport:
         """See ``Engine.start_report``."""
-        return {"weights_from": "checkpoint", "stages_s": {}}
+        return {"weights_from": "checkpoint", "stages_s": self.start_stages_s()}
 
     async def stop(self) -> None:
         """See ``Engine.stop``."""
         llm, self._llm = self._llm, None
+        forked, self._forked = self._forked, None
         if llm is not None:
             await asyncio.to_thread(llm.shutdown, STOP_TIMEOUT_S)
+        if forked is not None:
+            await forked.stop()
 
     def _running(self) -> AsyncLLM:
         if self._llm is None:

@@ -50,7 +50,7 @@ def store_of(node_id: str) -> Any:
 
 
 def living_stores() -> list[Any]:
-    return [actor for actor in list_actors() if actor.class_name == "StoreActor" and actor.state == "ALIVE"]
+    return [actor for actor in list_actors() if actor.class_name == "NodeActor" and actor.state == "ALIVE"]
 
 
 def test_every_node_has_its_store_as_long_as_the_application_lives(cluster: Cluster, tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_every_node_has_its_store_as_long_as_the_application_lives(cluster: Clus
     # One machine plays all nodes, so their stores must not share directories: one after another has the lock.
     config = StoreConfig(tmp_path / "dram", 1 << 20, tmp_path / "disk", 1 << 20)
     keeper = serve.deployment(NodeKeeper, ray_actor_options={"num_cpus": 0})
-    handle = serve.run(keeper.bind(config), name=APPLICATION, route_prefix=None)
+    handle = serve.run(keeper.bind(config, "cpu"), name=APPLICATION, route_prefix=None)
     first = ray.get_runtime_context().get_node_id()
     store = until(lambda: store_of(first))
     place = ray.get(store.acquire.remote(published.id, str(tmp_path / "published")))

@@ -97,7 +97,7 @@ def test_a_model_from_s3(s3: S3Server, launched: tuple[Launched, str, Path], cli
     assert tiers(url)["dram"]["snapshots"][0]["leases"], "the engine holds what it has mapped"
 
     # The store's death is nothing to the engine, and the next one finds everything, with who uses it.
-    process_called(running, "ray::StoreActor").kill()
+    process_called(running, "ray::NodeActor").kill()
     assert np.allclose(embeddings(url), expected, atol=1e-5)
     held = until(lambda: "error" not in (found := tiers(url)) and found)
     assert held["dram"]["snapshots"][0]["leases"]

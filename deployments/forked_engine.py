@@ -1,0 +1,161 @@
+"""Asking the process pool for an engine, and holding on to it.
+
+Covers: the request, the answers, the life line. Does not cover: the engine's front end (``vllm_engine``), what the
+forked process does (``engine_launch``), the pool itself (``process_pool``).
+"""
+
+import asyncio
+import logging
+import os
+import pickle
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deployments.errors import EngineStartError, PoolUnavailableError
+from deployments.pool_wire import Report, Surroundings, pack_frame, pack_surroundings, parse_report
+
+FORK_TIMEOUT_S = 10.0
+END_TIMEOUT_S = 10.0
+
+logger = logging.getLogger(__name__)
+
+# The moment a part of the start ends, and the part's name.
+_STAGES = {
+    "forked": "fork",
+    "asked": "receive the configuration",
+    "core_began": "start the engine core",
+    "device_ready": "start the worker and its device",
+    "weights_loaded": "make the model and load weights",
+    "model_ready": "finish the model",
+    "memory_known": "compile and profile",
+    "engine_ready": "make the KV cache and warm up",
+    "ready": "connect",
+}
+
+
+@dataclass(frozen=True)
+class PoolAddress:
+    """Where a pool listens, and where its engines' logs go; ``log_directory`` must exist."""
+
+    socket_path: str
+    log_directory: str
+
+
+class ForkedEngine:
+    """The processes of one engine that was forked from the pool; ``ask`` makes it, one event loop."""
+
+    def __init__(self, model_id: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.model_id = model_id
+        # How long each part of the start took, in seconds, in order; empty until it has started.
+        self.stages_s: dict[str, float] = {}
+        # The process that the others of the engine are below.
+        self.process_id = 0
+        self._asked_s = time.monotonic()
+        self._writer = writer
+        self._reports: asyncio.Queue[Report | None] = asyncio.Queue()
+        self._listening = asyncio.get_running_loop().create_task(self._listen(reader))
+
+    @classmethod
+    async def ask(cls, pool: PoolAddress, model_id: str) -> "ForkedEngine":
+        """Have the pool fork a process for an engine.
+
+        Raises:
+            PoolUnavailableError: nobody answers, or this process's environment doesn't suit the pool.
+        """
+        try:
+            async with asyncio.timeout(FORK_TIMEOUT_S):
+                engine = cls(model_id, *await asyncio.open_unix_connection(pool.socket_path))
+                try:
+                    engine._writer.write(pack_surroundings(_surroundings(pool, model_id)))
+                    report = await engine._report()
+                except BaseException:
+                    engine.hang_up()
+                    raise
+        except (OSError, TimeoutError, EOFError) as error:
+            raise PoolUnavailableError(pool.socket_path, str(error) or type(error).__name__) from error
+        if report.state == "refused":
+            engine.hang_up()
+            raise PoolUnavailableError(pool.socket_path, report.reason)
+        engine.process_id = report.process_id
+        return engine
+
+    async def start(self, config: Any, executor_class: type, addresses: Any) -> None:
+        """Return when the engine waits for its front end at ``addresses``.
+
+        Raises:
+            EngineStartError: it failed; nothing of it keeps running.
+        """
+        request = await asyncio.to_thread(pickle.dumps, (config, executor_class, addresses))
+        try:
+            self._writer.write(pack_frame(request))
+            report = await self._report()
+        except (OSError, EOFError) as error:
+            raise EngineStartError(self.model_id, "its processes ended while it started; see its log") from error
+        if report.state != "ready":
+            raise EngineStartError(self.model_id, report.reason)
+        self.stages_s = stages_s(self._asked_s, report.marks_s)
+
+    def gone(self) -> bool:
+        """Return whether none of the engine's processes is left."""
+        return self._listening.done()
+
+    def when_gone(self, callback: Callable[[], None]) -> None:
+        """Have ``callback`` called in the event loop once none of the engine's processes is left."""
+        self._listening.add_done_callback(lambda _: callback())
+
+    def hang_up(self) -> None:
+        """Kill the engine's processes, whatever they are doing."""
+        self._writer.close()
+
+    async def stop(self) -> None:
+        """Kill the engine's processes and return when none is left; harmless when they have ended."""
+        if not self.gone():
+            # One direction only: the other tells when they are gone.
+            self._writer.write_eof()
+            await asyncio.wait([self._listening], timeout=END_TIMEOUT_S)
+        self._writer.close()
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        try:
+            while line := await reader.readline():
+                self._reports.put_nowait(parse_report(line))
+        except OSError as error:
+            logger.info("life line of the engine of %s broke: %s", self.model_id, error)
+        finally:
+            self._reports.put_nowait(None)
+
+    async def _report(self) -> Report:
+        report = await self._reports.get()
+        if report is None:
+            raise EOFError
+        return report
+
+    def __repr__(self) -> str:
+        return f"<ForkedEngine {self.model_id} {'gone' if self.gone() else 'running'}>"
+
+
+def log_path(pool: PoolAddress, model_id: str) -> Path:
+    """Return the file that gets the output of the model's engine."""
+    return Path(pool.log_directory, f"flashserve-engine-{re.sub(r'[^A-Za-z0-9._-]', '_', model_id)}.log")
+
+
+def stages_s(asked_s: float, marks_s: dict[str, float]) -> dict[str, float]:
+    """Return how long each part of a start took, from the moments at which the parts ended.
+
+    A part that vLLM left out, such as loading without a file to load, is part of the next one.
+    """
+    stages: dict[str, float] = {}
+    begin_s = asked_s
+    for mark, stage in _STAGES.items():
+        if mark in marks_s:
+            stages[stage] = marks_s[mark] - begin_s
+            begin_s = marks_s[mark]
+    return stages
+
+
+def _surroundings(pool: PoolAddress, model_id: str) -> Surroundings:
+    return Surroundings(dict(os.environ), str(Path.cwd()), str(log_path(pool, model_id)))

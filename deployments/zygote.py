@@ -1,0 +1,93 @@
+"""A process that has imported vLLM and forks engines: ``python -m deployments.zygote SOCKET``.
+
+Covers: importing once, listening, one fork a request. Does not cover: what a forked process does
+(``engine_launch``), and who starts this one and keeps it running (``process_pool``).
+
+It must stay a process that can be forked: one thread, no OpenMP or torch thread pool, no CUDA. It reads nothing from a
+connection itself, so that no client can hold it up, and it ends with its owner, whose life line is its standard
+input; engines already forked don't need it.
+"""
+
+import gc
+import importlib
+import os
+import select
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from vllm.config import VllmConfig
+from vllm.platforms import current_platform
+from vllm.plugins import load_general_plugins
+
+from deployments.engine_launch import adopt_orphans, run_engine
+
+# What an engine imports on the way to its first answer, besides its model.
+_ENGINE_MODULES = [
+    "vllm.v1.engine.core",
+    "vllm.v1.engine.async_llm",
+    "vllm.v1.executor.multiproc_executor",
+    "vllm.v1.structured_output.backend_xgrammar",
+    "vllm.model_executor.model_loader.default_loader",
+    "vllm.compilation.decorators",
+    "vllm.compilation.backends",
+    "torch._dynamo",
+    "torch._inductor.compile_fx",
+    "torch._inductor.codecache",
+    "deployments.snapshot_loader",
+]
+_CPU_MODULES = ["vllm.v1.worker.cpu_worker", "vllm.v1.attention.backends.cpu_attn", "deployments.cpu_executor"]
+_GPU_MODULES = ["vllm.v1.worker.gpu_worker"]
+# The architectures most models are of; another one is imported by its engine, which takes a second or two more.
+_MODEL_MODULES = ["bert", "gemma3", "llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe"]
+
+
+def preload() -> None:
+    """Import what engines need, in the surroundings vLLM gives them."""
+    # Without a model it sets nothing but the environment variables its platform wants, some of them read on import.
+    VllmConfig()
+    device_modules = _CPU_MODULES if current_platform.is_cpu() else _GPU_MODULES
+    models = [f"vllm.model_executor.models.{name}" for name in _MODEL_MODULES]
+    for name in [*_ENGINE_MODULES, *device_modules, *models]:
+        importlib.import_module(name)
+    load_general_plugins()
+
+
+def serve(listener: socket.socket, owner: socket.socket) -> None:
+    """Fork an engine for each connection, until the owner goes away."""
+    while True:
+        readable, _, _ = select.select([listener, owner], [], [])
+        if owner in readable:
+            return
+        line, _ = listener.accept()
+        if os.fork() == 0:
+            listener.close()
+            run_engine(line)
+        line.close()
+
+
+def main() -> None:
+    """Preload, listen on the socket named on the command line, say so, serve."""
+    preload()
+    path = Path(sys.argv[1])
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(path))
+    listener.listen()
+    adopt_orphans()
+    # The kernel then collects the children; a forked process sets it back, since it waits for its own.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    # Objects that no collection visits stay in pages shared with the forked processes.
+    gc.collect()
+    gc.freeze()
+    threads = os.listdir("/proc/self/task")
+    if len(threads) > 1:
+        sys.exit(f"{len(threads)} threads run after the imports; forking would lose all but one")
+    with socket.socket(fileno=sys.stdin.fileno()) as owner:
+        owner.send(b"r")
+        serve(listener, owner)
+
+
+if __name__ == "__main__":
+    main()

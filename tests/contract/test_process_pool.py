@@ -1,0 +1,253 @@
+"""Engines forked from the process pool: they answer as others do, and nothing of them is left behind. Real vLLM."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+import pytest
+import pytest_asyncio
+from vllm.pooling_params import PoolingParams
+
+from deployments.errors import EngineDiedError, EngineStartError, PoolUnavailableError
+from deployments.forked_engine import ForkedEngine, PoolAddress, log_path
+from deployments.process_pool import ProcessPool
+from deployments.types import EmbedRequest, GenerateRequest, ModelSpec
+from deployments.vllm_engine import VllmEngine
+from tests.support.pools import engine_processes, running_pool, until
+from tests.support.service import CHAT_MODEL, EMBEDDING_MODEL, MODELS, ROOT
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+ENGINE = {"dtype": "float32", "max_model_len": 512, "kv_cache_memory_bytes": 64 << 20, "enforce_eager": True}
+CHAT = ModelSpec(CHAT_MODEL, str(MODELS / CHAT_MODEL), ENGINE)
+EMBEDDING = ModelSpec(
+    EMBEDDING_MODEL, str(MODELS / EMBEDDING_MODEL), {"runner": "pooling", "dtype": "float32", "enforce_eager": True}
+)
+
+# A replica in a process of its own, which says when it has got where the test wants it.
+REPLICA = """
+import asyncio, sys
+from deployments.forked_engine import ForkedEngine, PoolAddress
+from deployments.types import ModelSpec
+from deployments.vllm_engine import VllmEngine
+
+async def main(socket_path, logs, model_id, path, until):
+    pool = PoolAddress(socket_path, logs)
+    if until == "asked":
+        engine = await ForkedEngine.ask(pool, model_id)
+    else:
+        options = {"dtype": "float32", "max_model_len": 512, "kv_cache_memory_bytes": 64 << 20, "enforce_eager": True}
+        engine = VllmEngine(ModelSpec(model_id, path, options), pool)
+        await engine.start()
+    print("there", flush=True)
+    await asyncio.sleep(3600)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def pool(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ProcessPool]:
+    async with running_pool(tmp_path_factory.mktemp("logs")) as made:
+        yield made
+        assert engine_processes(made) == []
+
+
+def ask(stream_id: str = "g", max_tokens: int = 12) -> GenerateRequest:
+    return {
+        "stream_id": stream_id,
+        "model_id": CHAT_MODEL,
+        "prompt_token_ids": [504, 3575, 282, 4649, 314],
+        "sampling": {"temperature": 0.0, "max_tokens": max_tokens, "ignore_eos": True},
+        "reply_to": {"host": "", "port": 0, "key": ""},
+    }
+
+
+async def answer(engine: VllmEngine) -> Any:
+    if "generate" in engine.supported_tasks():
+        return [token async for delta in engine.generate(ask()) for token in delta.token_ids]
+    request: EmbedRequest = {
+        "stream_id": "e",
+        "model_id": EMBEDDING_MODEL,
+        "prompt_token_ids": [101, 4937, 102],
+        "pooling": msgspec.to_builtins(PoolingParams(task="embed")),
+    }
+    return await engine.embed(request)
+
+
+async def started(spec: ModelSpec, pool: ProcessPool) -> VllmEngine:
+    engine = VllmEngine(spec, pool.address)
+    await engine.start()
+    assert engine.start_stages_s(), "it was started without the pool"
+    return engine
+
+
+def core_of(processes: list[psutil.Process]) -> psutil.Process:
+    return next(process for process in processes if "EngineCore" in process.name() + "".join(process.cmdline()))
+
+
+def worker_of(processes: list[psutil.Process]) -> psutil.Process:
+    return next(process for process in processes if "Worker" in "".join(process.cmdline()))
+
+
+async def test_two_forked_at_once_answer_as_engines_without_a_pool(pool: ProcessPool) -> None:
+    forked = await asyncio.gather(started(CHAT, pool), started(EMBEDDING, pool))
+    assert len(engine_processes(pool)) == 6  # a launcher, a core and a worker each
+    answers = await asyncio.gather(*(answer(engine) for engine in forked))
+    for engine in forked:
+        stages_s = engine.start_stages_s()
+        assert all(stage_s >= 0 for stage_s in stages_s.values())
+        assert {"fork", "start the worker and its device", "make the model and load weights"} <= stages_s.keys()
+    for engine in forked:
+        await engine.stop()
+    assert engine_processes(pool) == []
+
+    for spec, expected in zip((CHAT, EMBEDDING), answers, strict=True):
+        spawned = VllmEngine(spec)
+        await spawned.start()
+        assert spawned.start_stages_s() == {}
+        assert await answer(spawned) == expected
+        await spawned.stop()
+
+
+@pytest.mark.parametrize(
+    "victim", [core_of, worker_of, lambda processes: processes[0]], ids=["core", "worker", "launcher"]
+)
+async def test_the_death_of_a_process_ends_its_requests_and_its_engine(pool: ProcessPool, victim: Any) -> None:
+    engine = await started(CHAT, pool)
+    deltas = engine.generate(ask(max_tokens=480))
+    await anext(deltas)
+    victim(engine_processes(pool)).kill()
+    with pytest.raises(EngineDiedError):
+        async with asyncio.timeout(20):
+            async for _ in deltas:
+                pass
+    with pytest.raises(EngineDiedError):
+        engine.check()
+    await until(lambda: engine_processes(pool) == [])
+    await engine.stop()
+
+
+async def test_an_engine_outlives_the_zygote_and_the_next_one_gets_a_new_zygote(pool: ProcessPool) -> None:
+    engine = await started(CHAT, pool)
+    expected = await answer(engine)
+    old = pool.process_id()
+    assert old is not None
+    os.kill(old, signal.SIGKILL)
+    await until(lambda: pool.process_id() not in {None, old})
+    await pool.ready()
+    engine.check()
+    assert await answer(engine) == expected
+    another = await started(replace(CHAT, id="another"), pool)
+    assert await answer(another) == expected
+    await another.stop()
+    await engine.stop()
+    assert engine_processes(pool) == []
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM], ids=lambda end: end.name)
+@pytest.mark.parametrize("moment", ["asked", "started"])
+async def test_an_engine_ends_with_its_replica(pool: ProcessPool, moment: str, end: signal.Signals) -> None:
+    replica = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", REPLICA, pool.address.socket_path, pool.address.log_directory),
+        *(CHAT.id, CHAT.path, moment),
+        stdout=asyncio.subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        cwd="/",
+    )
+    assert replica.stdout is not None
+    async with asyncio.timeout(120):
+        while b"there" not in await replica.stdout.readline():
+            assert replica.returncode is None
+    assert len(engine_processes(pool)) == (1 if moment == "asked" else 3)
+    replica.send_signal(end)
+    await replica.wait()
+    await until(lambda: engine_processes(pool) == [])
+
+
+async def test_a_client_that_is_cancelled_in_the_middle_of_a_start_leaves_nothing(pool: ProcessPool) -> None:
+    engine = VllmEngine(CHAT, pool.address)
+    start = asyncio.ensure_future(engine.start())
+    await until(lambda: len(engine_processes(pool)) == 3)  # the worker is there, its model is not
+    start.cancel()
+    await asyncio.gather(start, return_exceptions=True)
+    await until(lambda: engine_processes(pool) == [])
+    await engine.stop()
+
+
+@pytest.mark.parametrize("victim", [core_of, worker_of], ids=["core", "worker"])
+async def test_a_process_killed_in_the_middle_of_a_start_fails_it(pool: ProcessPool, victim: Any) -> None:
+    engine = VllmEngine(CHAT, pool.address)
+    start = asyncio.ensure_future(engine.start())
+    await until(lambda: len(engine_processes(pool)) == 3)
+    await until(lambda: any(victim is core_of or "Worker" in "".join(p.cmdline()) for p in engine_processes(pool)))
+    victim(engine_processes(pool)).kill()
+    with pytest.raises(EngineStartError):
+        async with asyncio.timeout(30):
+            await start
+    assert engine_processes(pool) == []
+
+
+async def test_weights_that_cannot_be_read_fail_the_start_and_leave_nothing(pool: ProcessPool, tmp_path: Path) -> None:
+    for file in Path(CHAT.path).iterdir():
+        Path(tmp_path, file.name).symlink_to(file)
+    weights = tmp_path / "model.safetensors"
+    weights.unlink()
+    weights.write_bytes(b"\xff" * 64)
+    with pytest.raises(EngineStartError, match="SafetensorError|header"):
+        await VllmEngine(replace(CHAT, path=str(tmp_path)), pool.address).start()
+    assert engine_processes(pool) == []
+
+
+async def test_each_engine_has_the_surroundings_of_its_replica(
+    pool: ProcessPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines = []
+    for name, value in (("a", "1"), ("b", "2")):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / name))
+        monkeypatch.setenv("FLASHSERVE_TEST", value)
+        engines.append(await started(replace(CHAT, id=name), pool))
+    for name in ("a", "b"):
+        processes = [
+            p for p in engine_processes(pool) if f"engine-{name}.log" in str(Path(f"/proc/{p.pid}/fd/1").readlink())
+        ]
+        assert len(processes) == 3
+        assert {process.cwd() for process in processes} == {str(tmp_path / name)}
+        assert "Initializing a V1 LLM engine" in log_path(pool.address, name).read_text()
+    for engine in engines:
+        await engine.stop()
+
+
+async def test_what_a_fork_cannot_change_is_refused(pool: ProcessPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "DEBUG")
+    with pytest.raises(PoolUnavailableError, match="VLLM_LOGGING_LEVEL"):
+        await ForkedEngine.ask(pool.address, CHAT.id)
+    await until(lambda: engine_processes(pool) == [])
+
+
+async def test_without_a_zygote_an_engine_starts_all_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    engine = VllmEngine(CHAT, PoolAddress(str(tmp_path / "nobody"), str(tmp_path)))
+    await engine.start()
+    assert "starting the engine of" in caplog.text
+    assert "nobody" in caplog.text
+    assert len(await answer(engine)) == 12
+    await engine.stop()
+
+
+async def test_a_pool_ends_with_its_owner(tmp_path: Path) -> None:
+    async with running_pool(tmp_path) as pool:
+        zygote = psutil.Process(pool.process_id())
+        assert len(zygote.children()) == 0
+        assert zygote.num_threads() == 1
+        assert "ready" in repr(pool)
+    await until(lambda: not zygote.is_running() or zygote.status() == psutil.STATUS_ZOMBIE)
+    assert not Path(pool.address.socket_path).parent.exists()

@@ -1,0 +1,44 @@
+"""Process pools for tests, and a look at the processes of their engines."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import psutil
+
+from deployments.process_pool import ProcessPool
+
+
+@asynccontextmanager
+async def running_pool(log_directory: Path) -> AsyncIterator[ProcessPool]:
+    pool = ProcessPool(log_directory)
+    pool.run()
+    try:
+        await pool.ready()
+        yield pool
+    finally:
+        await pool.stop()
+
+
+def engine_processes(pool: ProcessPool) -> list[psutil.Process]:
+    """The living processes that write to an engine's log of this pool: its launcher, core, worker."""
+    start = f"{pool.address.log_directory}/flashserve-engine-"
+    found = []
+    for process in psutil.process_iter():
+        try:
+            files = [str(Path(f"/proc/{process.pid}/fd", "1").readlink())]
+        except OSError:
+            continue
+        if any(file.startswith(start) for file in files) and process.status() != psutil.STATUS_ZOMBIE:
+            found.append(process)
+    return sorted(found, key=lambda process: process.pid)
+
+
+async def until(holds: Callable[[], bool], timeout_s: float = 30.0) -> None:
+    """Wait for a condition that announces itself to nobody."""
+    deadline_s = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline_s, "the condition did not come to hold"
+        await asyncio.sleep(0.01)
