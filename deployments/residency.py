@@ -23,8 +23,7 @@ from typing import Literal
 
 State = Literal["cold", "starting", "awake", "sleeping", "asleep", "waking", "stopping", "failed"]
 
-_HOLDS_ALL: frozenset[State] = frozenset({"starting", "awake", "sleeping", "waking"})
-_TURNS: frozenset[State] = frozenset({"starting", "awake", "waking"})
+_IN_TURN: tuple[State, ...] = ("starting", "awake", "waking")
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ def deadline_s(engine: EngineView, limits: Limits) -> float:
 
 def held_bytes(engine: EngineView) -> int:
     """Return what the engine is charged with."""
-    if engine.state in _HOLDS_ALL:
+    if engine.state in (*_IN_TURN, "sleeping"):
         return engine.awake_bytes
     return engine.asleep_bytes if engine.state in ("asleep", "stopping") else 0
 
@@ -214,10 +213,10 @@ class _Plan:
         """Free what is missing and set it aside, once all of it can be freed: half a room helps nobody."""
         missing_bytes = needed_bytes - self.free_bytes - self.coming_bytes
         awake = sorted(
-            (engine for engine in self._candidates(_TURNS) if not engine.pinned),
+            (engine for engine in self._candidates(_IN_TURN) if not engine.pinned),
             key=lambda engine: self._least_harm_first(engine, due_s),
         )
-        asleep = sorted(self._candidates({"asleep"}), key=self._least_loss_first)
+        asleep = sorted(self._candidates(["asleep"]), key=self._least_loss_first)
         # Only what sleep can't give is taken from engines that sleep already.
         chosen = _fewest(asleep, missing_bytes - sum(map(freed_bytes, awake)))
         chosen += _fewest(awake, missing_bytes - sum(map(freed_bytes, chosen)))
@@ -325,7 +324,7 @@ def _fewest(candidates: Sequence[EngineView], wanted_bytes: int) -> list[EngineV
         chosen.append(engine)
         missing_bytes -= freed_bytes(engine)
     # One large engine at the end may have made smaller ones' leaving needless.
-    for engine in reversed(chosen):
+    for engine in chosen[::-1]:
         if missing_bytes + freed_bytes(engine) <= 0:
             chosen.remove(engine)
             missing_bytes += freed_bytes(engine)
