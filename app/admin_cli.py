@@ -47,6 +47,13 @@ def sleep(model: str, url: Url = DEFAULT_URL) -> None:
     status(url)
 
 
+def stop(model: str, url: Url = DEFAULT_URL) -> None:
+    """End a model's engine once its requests have ended; it stays cold until it is asked for."""
+    with console.status(f"waiting for {model} to end …"):
+        _post(url, "/admin/stop", {"model": model})
+    status(url)
+
+
 def tiers(url: Url = DEFAULT_URL) -> None:
     """Show what each node's tiers hold, who uses it, and how full they are."""
     for node, held in _get(url, "/admin/tiers")["nodes"].items():

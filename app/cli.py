@@ -17,6 +17,7 @@ cli.add_typer(snapshot_cli, name="snapshot")
 cli.command()(admin_cli.status)
 cli.command()(admin_cli.wake)
 cli.command()(admin_cli.sleep)
+cli.command()(admin_cli.stop)
 cli.command()(admin_cli.tiers)
 console = Console()
 

@@ -90,6 +90,10 @@ class Gateway:
         """See ``routes.Service.sleep``."""
         await self._command("sleep", model)
 
+    async def stop(self, model: str) -> None:
+        """See ``routes.Service.stop``."""
+        await self._command("stop", model)
+
     async def _command(self, command: str, model: str) -> None:
         model_id = (await self.layer()).model_id(model)
         try:

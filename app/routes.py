@@ -74,6 +74,10 @@ class Service(Protocol):
         """Put a model to sleep once its requests have ended."""
         ...
 
+    async def stop(self, model: str) -> None:
+        """End a model's engine once its requests have ended; it stays cold until it is asked for."""
+        ...
+
     async def tiers(self) -> dict[str, Any]:
         """Return what each node's tiers hold."""
         ...
@@ -159,6 +163,11 @@ def _add_service_routes(app: FastAPI, service: Service) -> None:
     @app.post("/admin/sleep", responses=_ERRORS)
     async def admin_sleep(command: ModelCommand) -> dict[str, dict[str, EngineDescription]]:
         await service.sleep(command.model)
+        return {"models": await service.engines()}
+
+    @app.post("/admin/stop", responses=_ERRORS)
+    async def admin_stop(command: ModelCommand) -> dict[str, dict[str, EngineDescription]]:
+        await service.stop(command.model)
         return {"models": await service.engines()}
 
     @app.get("/admin/tiers")

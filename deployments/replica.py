@@ -87,6 +87,10 @@ class EngineReplica:
         """Put a model to sleep once its requests have ended. Raises UnknownModelError."""
         await self._residents.sleep(model_id)
 
+    async def stop(self, model_id: str) -> None:
+        """End a model's engine once its requests have ended. Raises UnknownModelError."""
+        await self._residents.stop(model_id)
+
     async def check_health(self) -> None:
         """Serve's health check: raises when nobody looks after the engines; one that failed is no reason."""
         self._residents.check()

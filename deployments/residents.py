@@ -141,6 +141,14 @@ class Residents:
             self._turn_away(resident, "the replica is stopping")
         await asyncio.gather(*(resident.life.close() for resident in self._residents.values()))
 
+    async def stop(self, model_id: str) -> None:
+        """Put a model to sleep, and end its processes; it stays cold until it is asked for. Raises as ``sleep``."""
+        await self.sleep(model_id)
+        resident = self._known(model_id)
+        if resident.life.state == "asleep" and not resident.waiting:
+            self._operate(resident.life.stop("it was stopped"))
+        await self._until(lambda: resident.life.state != "stopping")
+
     async def _until(self, holds: Callable[[], bool]) -> None:
         self._kicked.set()
         while not holds():

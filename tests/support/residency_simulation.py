@@ -103,7 +103,9 @@ class Simulation:
     def run(self, seed: int, arrivals_until_s: float) -> Report:
         """Serve Poisson traffic of every model until ``arrivals_until_s``, then what is left of it."""
         self._requests_s.seed(seed)
-        for model_id, arrival_s in _arrivals([engine.model for engine in self.engines.values()], seed, arrivals_until_s):
+        for model_id, arrival_s in _arrivals(
+            [engine.model for engine in self.engines.values()], seed, arrivals_until_s
+        ):
             self._at(arrival_s, lambda model_id=model_id: self._arrive(model_id))  # type: ignore[misc]
         while self._events:
             self.now_s, _, happen = heapq.heappop(self._events)
@@ -184,7 +186,9 @@ def first_come_first_served(engines: list[EngineView], limits: Limits, now_s: fl
     if not waiting:
         return Decision()
     head = min(waiting, key=lambda engine: engine.oldest_waiting_since_s or 0.0)
-    missing_bytes = head.awake_bytes - sum(map(held_bytes, [head])) - limits.budget_bytes + sum(map(held_bytes, engines))
+    missing_bytes = (
+        head.awake_bytes - sum(map(held_bytes, [head])) - limits.budget_bytes + sum(map(held_bytes, engines))
+    )
     if missing_bytes <= 0:
         return Decision((Action("wake", head.model_id, "first come"),))
     missing_bytes -= sum(freed_bytes(engine) for engine in engines if engine.state == "sleeping")

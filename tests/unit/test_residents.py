@@ -191,6 +191,14 @@ async def test_one_that_died_asleep_is_started_again(setup: Setup) -> None:
     await use(made, "a")
 
 
+async def test_a_stopped_one_stays_cold_until_it_is_asked_for(setup: Setup) -> None:
+    made = await setup(spec("a"))
+    await made.stop("a")
+    assert state(made, "a") == "cold"
+    await use(made, "a")
+    assert len(setup.engines["a"]) == 2
+
+
 async def test_pinned_ones_stay_awake(setup: Setup) -> None:
     made = await setup(spec("a", pin="gpu", keep_awake_s=0.0), spec("b", keep_awake_s=0.0))
     await until(lambda: state(made, "b") == "asleep")

@@ -1,0 +1,287 @@
+"""Measures how long a first token takes from cold: HTTP request to the first SSE token, nothing else running.
+
+One FlashServe serves SmolLM2 and is brought into each state in turn: awake, asleep, cold beside a warm process pool
+with the snapshot in host memory, and the same with it on disk and the page cache dropped. Stock vLLM answers awake
+beside it. Then everything from nothing, with the weights in S3 at 200 MB/s: FlashServe's service from its command on,
+with a published snapshot, and the stock path, which downloads the checkpoint with boto3 and starts vLLM's API server.
+The targets are in `results`; missing one is a result, not a failure.
+
+Usage: python tests/bench/coldstart.py [--rounds 5] [--cold-rounds 3]
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import boto3
+import httpx
+import yaml
+from coldstart_plot import plot
+from process_tree import freeze, thaw
+from report import RESULTS_DIR, Result, Target, make_report, median_result, print_report, wide_console, write_report
+from servers import (
+    BENCH_DIR,
+    DEFAULT_MODEL_DIR,
+    HOST,
+    STOP_GRACE_S,
+    flashserve_config,
+    free_port,
+    server_environment,
+    started,
+    stock_command,
+)
+from staging import s3_server
+
+NAME = "coldstart"
+CAPPED_BYTES_PER_S = 200e6
+MODEL = DEFAULT_MODEL_DIR.name
+PROMPT = [{"role": "user", "content": "What is the capital of France?"}]
+MAX_TOKENS = 8
+PATIENCE_S = 300.0
+
+AWAKE, STOCK_AWAKE = "awake", "stock vLLM, awake"
+ASLEEP, POOL_DRAM, POOL_DISK = "asleep", "process pool, snapshot in dram", "process pool, snapshot on disk"
+NOTHING, STOCK = "nothing warm, snapshot in S3", "stock vLLM, checkpoint in S3"
+
+Samples = dict[str, list[float]]
+Stages = dict[str, list[dict[str, float]]]
+
+
+def first_token_s(url: str) -> float:
+    """Seconds from the request to the first token of its stream."""
+    body = {"model": MODEL, "messages": PROMPT, "max_tokens": MAX_TOKENS, "temperature": 0, "stream": True}
+    begin_s = time.perf_counter()
+    first_s: float | None = None
+    with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=PATIENCE_S) as reply:
+        for line in reply.iter_lines():
+            if first_s is None and line.startswith("data: {") and _content(line):
+                first_s = time.perf_counter() - begin_s
+    if first_s is None:
+        message = f"no token came from {url} ({reply.status_code})"
+        raise RuntimeError(message)
+    return first_s
+
+
+def _content(line: str) -> str:
+    event = json.loads(line.removeprefix("data: "))
+    if "error" in event:
+        raise RuntimeError(event["error"]["message"])
+    return event["choices"][0]["delta"].get("content") or ""
+
+
+def command(url: str, name: str) -> None:
+    """An administrator's command for the model."""
+    httpx.post(f"{url}/admin/{name}", json={"model": MODEL}, timeout=PATIENCE_S).raise_for_status()
+
+
+def start_stages_s(url: str) -> dict[str, float]:
+    """The stages of the engine's last start; the whole of the engine's is left out for its parts."""
+    stages = httpx.get(f"{url}/admin/models", timeout=PATIENCE_S).json()["models"][MODEL]["start"]["stages_s"]
+    return {stage: seconds for stage, seconds in stages.items() if stage != "engine"}
+
+
+def drop_dram_copy(storage: dict[str, str]) -> Path:
+    """Leave the snapshot on disk alone, its pages out of the cache; returns its directory there."""
+    (snapshot,) = (path for path in Path(storage["disk_dir"]).iterdir() if len(path.name) == 64)
+    shutil.rmtree(Path(storage["dram_dir"], snapshot.name), ignore_errors=True)
+    for path in snapshot.rglob("*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
+    return snapshot
+
+
+def raw_read_s(snapshot: Path) -> float:
+    """Seconds that `dd` takes to read the weights past the page cache."""
+    begin_s = time.perf_counter()
+    for path in snapshot.glob("*.safetensors"):
+        reading = ["dd", f"if={path}", "of=/dev/null", "bs=16M", "iflag=direct", "status=none"]
+        subprocess.run(reading, check=True)
+    return time.perf_counter() - begin_s
+
+
+@contextmanager
+def supervised(arguments: list[str], work_dir: Path, log_file: Path, **environment: str) -> Iterator[int]:
+    """A server and all below it, ended on leaving; yields its supervisor's process id."""
+    with log_file.open("w") as log:
+        supervisor = subprocess.Popen(
+            [sys.executable, str(BENCH_DIR / "supervisor.py"), str(STOP_GRACE_S), *arguments],
+            env=server_environment(work_dir) | environment,
+            cwd=work_dir,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        yield supervisor.pid
+    finally:
+        supervisor.terminate()
+        supervisor.wait()
+
+
+def until_it_answers(url: str, since_s: float) -> float:
+    """Seconds from ``since_s`` of the performance counter to a first token, asking again while nobody listens."""
+    while time.perf_counter() - since_s < PATIENCE_S:
+        try:
+            first_token_s(url)
+        except (httpx.HTTPError, RuntimeError, KeyError):
+            time.sleep(0.05)
+        else:
+            return time.perf_counter() - since_s
+    message = f"{url} did not answer within {PATIENCE_S:.0f} s"
+    raise RuntimeError(message)
+
+
+def serving(config: dict[str, Any], work_dir: Path) -> tuple[list[str], str]:
+    """The command that serves a configuration, and where it will answer."""
+    file = work_dir / "flashserve.yaml"
+    file.write_text(yaml.safe_dump(config))
+    program = str(Path(sys.executable).parent / "flashserve")
+    arguments = [program, "serve", str(file), "--log-file", str(work_dir / "service.log")]
+    return arguments, f"http://{HOST}:{config['http_options']['port']}"
+
+
+def ours_config(work_dir: Path, source: str | None = None, s3_url: str | None = None) -> dict[str, Any]:
+    """A configuration with tiers of its own; the model sleeps only when it is told to."""
+    config = flashserve_config(DEFAULT_MODEL_DIR, free_port())
+    arguments = config["applications"][0]["args"]
+    arguments["models"][0] |= {"keep_awake_s": None} | ({"source": source} if source else {})
+    arguments["storage"] = {"disk_dir": str(work_dir / "disk"), "dram_dir": str(_memory_dir(work_dir))}
+    if s3_url:
+        arguments["storage"]["s3"] = {"endpoint_url": s3_url}
+    return config
+
+
+def _memory_dir(work_dir: Path) -> Path:
+    return Path("/dev/shm") / f"bench-{work_dir.name}"  # noqa: S108 - the tier itself
+
+
+def measure_states(work_dir: Path, rounds: int, published: Path, samples: Samples, stages: Stages) -> None:
+    """All states of a service that runs, and stock vLLM awake beside it; leaves the snapshot in ``published``."""
+    config = ours_config(work_dir)
+    storage = config["applications"][0]["args"]["storage"]
+    arguments, url = serving(config, work_dir)
+    with (
+        supervised(arguments, work_dir, work_dir / "flashserve.log") as pid,
+        started("stock", DEFAULT_MODEL_DIR, work_dir) as stock,
+    ):
+        until_it_answers(url, time.perf_counter())
+        freeze(stock.supervisor_pid)
+        command(url, "sleep")  # and so the snapshot is complete
+        ways: dict[str, Callable[[], None]] = {
+            AWAKE: lambda: command(url, "wake"),
+            ASLEEP: lambda: command(url, "sleep"),
+            POOL_DRAM: lambda: command(url, "stop"),
+            POOL_DISK: lambda: _on_disk(url, storage, samples),
+        }
+        for _ in range(rounds):
+            for name, bring in ways.items():
+                bring()
+                if name == AWAKE:
+                    first_token_s(url)  # nothing of what comes before shall show
+                samples.setdefault(name, []).append(first_token_s(url))
+                if name in {POOL_DRAM, POOL_DISK}:
+                    stages.setdefault(name, []).append(start_stages_s(url))
+            freeze(pid)
+            with stock.running():
+                first_token_s(stock.base_url)
+                samples.setdefault(STOCK_AWAKE, []).append(first_token_s(stock.base_url))
+            thaw(pid)
+            time.sleep(2)
+        shutil.copytree(drop_dram_copy(storage), published)
+
+
+def _on_disk(url: str, storage: dict[str, str], samples: Samples) -> None:
+    command(url, "stop")
+    snapshot = drop_dram_copy(storage)
+    samples.setdefault("raw read", []).append(raw_read_s(snapshot))
+
+
+def nothing_warm_s(work_dir: Path, s3_url: str) -> float:
+    """FlashServe from its command to the first token, on a node that has nothing of the model."""
+    shutil.rmtree(work_dir / "disk", ignore_errors=True)
+    arguments, url = serving(ours_config(work_dir, "s3://bucket", s3_url), work_dir)
+    begin_s = time.perf_counter()
+    with supervised(arguments, work_dir, work_dir / "flashserve.log", **_CREDENTIALS):
+        return until_it_answers(url, begin_s)
+
+
+def stock_from_s3_s(work_dir: Path, s3_url: str) -> float:
+    """The stock path: download, then vLLM's API server."""
+    target = work_dir / "downloaded" / MODEL
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    port = free_port()
+    begin_s = time.perf_counter()
+    client = boto3.client("s3", endpoint_url=s3_url)
+    for path in DEFAULT_MODEL_DIR.iterdir():
+        client.download_file("bucket", path.name, str(target / path.name))
+    with supervised(stock_command(target, port, work_dir), work_dir, work_dir / "stock.log"):
+        return until_it_answers(f"http://{HOST}:{port}", begin_s)
+
+
+_CREDENTIALS = {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+def results(samples: Samples) -> list[Result]:
+    """Medians of what was measured, and the comparisons with their targets."""
+    targets = {ASLEEP: Target(0.30, "max"), POOL_DRAM: Target(3.0, "max")}
+    found = [median_result(name, values, "s", targets.get(name)) for name, values in samples.items()]
+    pairs = zip(samples[AWAKE], samples[STOCK_AWAKE], strict=True)
+    found.append(
+        median_result("awake, of stock vLLM's", [o / s for o, s in pairs], "", Target(1.1, "max"), STOCK_AWAKE)
+    )
+    pairs = zip(samples[POOL_DISK], samples["raw read"], strict=True)
+    found.append(
+        median_result("process pool from disk, beyond the raw read", [o - r for o, r in pairs], "s", Target(3.0, "max"))
+    )
+    if STOCK in samples:
+        stock_s = sorted(samples[STOCK])[len(samples[STOCK]) // 2]
+        pairs = zip(samples[NOTHING], samples[STOCK], strict=True)
+        found.append(
+            median_result("nothing warm, of the stock path", [o / s for o, s in pairs], "", Target(0.5, "max"), STOCK)
+        )
+        for name, least in ((ASLEEP, 100.0), (POOL_DRAM, 8.0)):
+            ratios = [stock_s / value for value in samples[name]]
+            found.append(median_result(f"stock path over {name}", ratios, "x", Target(least, "min"), STOCK))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--cold-rounds", type=int, default=3)
+    options = parser.parse_args()
+    samples: Samples = {}
+    stages: Stages = {}
+    os.environ |= _CREDENTIALS
+    # Short, since the paths of Ray's sockets must be.
+    with tempfile.TemporaryDirectory(prefix="fc-", dir="/tmp", ignore_cleanup_errors=True) as directory:
+        work_dir = Path(directory)
+        published = work_dir / "published"
+        measure_states(work_dir, options.rounds, published, samples, stages)
+        for _ in range(options.cold_rounds):
+            with s3_server(published, CAPPED_BYTES_PER_S) as s3_url:
+                samples.setdefault(NOTHING, []).append(nothing_warm_s(work_dir, s3_url))
+            with s3_server(DEFAULT_MODEL_DIR, CAPPED_BYTES_PER_S) as s3_url:
+                samples.setdefault(STOCK, []).append(stock_from_s3_s(work_dir, s3_url))
+    report = make_report(NAME, results(samples))
+    path = write_report(report)
+    plot(samples, stages, RESULTS_DIR / f"{NAME}.png")
+    print_report(report, wide_console())
+    print(f"Written to {path}.")
+
+
+if __name__ == "__main__":
+    main()
