@@ -80,9 +80,10 @@ class EngineView:
 
     @property
     def owes_batch(self) -> bool:
-        """Whether requests that it was woken for have not been handed to it yet."""
-        since_s = self.oldest_waiting_since_s
-        return since_s is not None and since_s <= self.resident_since_s and not self.draining
+        """Whether requests that it was woken for, or that keep it from being empty, are about to be handed to it."""
+        if self.oldest_waiting_since_s is None or self.draining:
+            return False
+        return self.running == 0 or self.oldest_waiting_since_s <= self.resident_since_s
 
     def wanted(self, now_s: float) -> bool:
         """Whether it should be awake."""
