@@ -11,59 +11,18 @@ The rules, in the order in which they matter:
    are drained, that is, they take no new requests and sleep when those in hand have ended.
 4. What a due model needs is kept for it: nobody behind it can take that.
 
-So the first request of a model waits no longer than
-``max_starvation_s + ready_s + models x (min_residency_s + drain_s + sleep_s + ready_s)``, where ``ready_s`` is the
-longest start, ``drain_s`` the longest request and ``sleep_s`` the longest way to sleep on this device.
+So no request waits longer than
+``max_starvation_s + ready_s + models x (ready_s + min_residency_s + drain_s + sleep_s + stop_s)``, where ``ready_s``
+is the longest start or wake, ``drain_s`` the longest request and the others the longest of their kind on this device:
+others overtake a model for no longer than the first two, and then every model is ahead of it at most once.
 """
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-State = Literal["cold", "starting", "awake", "sleeping", "asleep", "waking", "stopping", "failed"]
-
-_IN_TURN: tuple[State, ...] = ("starting", "awake", "waking")
-
-
-@dataclass(frozen=True)
-class EngineView:
-    """An engine as the decision sees it.
-
-    A failed engine holds nothing and gets nothing; whoever supervises it answers its requests.
-    """
-
-    model_id: str
-    state: State
-    awake_bytes: int
-    """Held on the device from the first moment of a start or wake to the end of falling asleep."""
-    asleep_bytes: int
-    """Still held on the device when asleep: context, graphs."""
-    wake_s: float
-    start_s: float
-    """Estimates of how long it takes until the engine serves, asleep and cold."""
-    ttft_slo_s: float
-    keep_awake_s: float
-    """Idle time after which the engine sleeps."""
-    last_used_s: float
-    """When its last request ended, or began if it is in hand."""
-    running: int = 0
-    """Requests in the engine's hands, whether it computes them or queues them itself."""
-    oldest_waiting_since_s: float | None = None
-    """Arrival of the oldest request held back until the engine is awake and not draining; None when there is none."""
-    woken_at_s: float | None = None
-    """When the engine last became awake, from asleep or cold."""
-    draining: bool = False
-    """Whether the last decision drained it; without it, two candidates could take turns and neither get empty."""
-    rate_per_s: float | None = None
-    """Forecast of its requests; None when there is none."""
-    keep_awake_until_s: float | None = None
-    """Asked for by a request's ``keep_alive``, an operator or a plan: until then the engine doesn't sleep for being
-    idle, and wakes if there is free room."""
-    keep_asleep_s: float | None = None
-    """Unused time after which an asleep engine stops; None for never."""
-    pinned: bool = False
-    """Whether it is to be awake always."""
+from deployments.engine_view import EngineView
 
 
 @dataclass(frozen=True)
@@ -90,7 +49,7 @@ class Decision:
 
     ``drain`` and ``refused`` map model ids to reasons. A drained engine takes no new requests until it has slept or
     a later decision no longer names it. A refused model can't be awake here as things are: fail its requests.
-    ``wait_until_s`` is when to ask again if nothing else happens; asking earlier changes nothing.
+    ``wait_until_s`` is when to ask again if nothing else happens.
     """
 
     actions: tuple[Action, ...] = ()
@@ -108,8 +67,8 @@ def decide(engines: Iterable[EngineView], limits: Limits, now_s: float) -> Decis
     for engine in plan.engines:
         plan.let_rest(engine)
     if plan.free_bytes < 0:
-        plan.make_room(0, -math.inf, "what exceeds the budget")
-    wanted = (engine for engine in plan.engines if engine.state in ("cold", "asleep") and _wanted(engine, now_s))
+        plan.make_room(0, -math.inf, "the budget is exceeded")
+    wanted = [engine for engine in plan.engines if engine.state in ("cold", "asleep") and engine.wanted(now_s)]
     for engine in sorted(wanted, key=lambda engine: deadline_s(engine, limits)):
         plan.bring(engine)
     return plan.decision()
@@ -128,31 +87,6 @@ def deadline_s(engine: EngineView, limits: Limits) -> float:
     return engine.oldest_waiting_since_s + min(engine.ttft_slo_s, limits.max_starvation_s) - ready_s
 
 
-def held_bytes(engine: EngineView) -> int:
-    """Return what the engine is charged with."""
-    if engine.state in (*_IN_TURN, "sleeping"):
-        return engine.awake_bytes
-    return engine.asleep_bytes if engine.state in ("asleep", "stopping") else 0
-
-
-def freed_bytes(engine: EngineView) -> int:
-    """Return what one step down frees: sleep, or stop if it sleeps already."""
-    return engine.asleep_bytes if engine.state in ("asleep", "stopping") else engine.awake_bytes - engine.asleep_bytes
-
-
-def lost_per_byte(engine: EngineView, now_s: float) -> float:
-    """Return the expected seconds of waiting, a second and a freed byte, that one step down costs.
-
-    Rate x cost / size as in FaasCache (Fuerst and Sharma, ASPLOS
-    2021), the cost being the waiting. Without a forecast, the rate is one request in the time since the last.
-    """
-    rate_per_s = engine.rate_per_s
-    if rate_per_s is None:
-        rate_per_s = 1 / max(1.0, now_s - _idle_since_s(engine))
-    waiting_s = max(0.0, engine.start_s - engine.wake_s) if engine.state == "asleep" else engine.wake_s
-    return rate_per_s * waiting_s / max(1, freed_bytes(engine))
-
-
 class _Plan:
     """The decision in the making.
 
@@ -164,9 +98,9 @@ class _Plan:
         self.engines = engines
         self.limits = limits
         self.now_s = now_s
-        self.free_bytes = limits.budget_bytes - sum(map(held_bytes, engines))
-        self.coming_bytes = sum(freed_bytes(engine) for engine in engines if engine.state in ("sleeping", "stopping"))
-        self.pinned_bytes = sum(held_bytes(engine) for engine in engines if engine.pinned and engine.state != "asleep")
+        self.free_bytes = limits.budget_bytes - sum(engine.held_bytes for engine in engines)
+        self.coming_bytes = _freed_bytes(engine for engine in engines if engine.state in ("sleeping", "stopping"))
+        self.pinned_bytes = sum(engine.held_bytes for engine in engines if engine.pinned and engine.state != "asleep")
         self.taken: set[str] = set()
         self.actions: list[Action] = []
         self.drain: dict[str, str] = {}
@@ -176,14 +110,14 @@ class _Plan:
     def let_rest(self, engine: EngineView) -> None:
         """Put the engine to sleep, or stop it, if nobody has used it for long."""
         keep_s = engine.keep_awake_s if engine.state == "awake" else engine.keep_asleep_s
-        if engine.state not in ("awake", "asleep") or keep_s is None or not _unused(engine) or engine.pinned:
+        if engine.state not in ("awake", "asleep") or keep_s is None or not engine.unused or engine.pinned:
             return
-        # Arrivals without memory are 1 / rate apart from any moment on, so having been idle long says nothing then.
+        # Arrivals without memory are expected 1 / rate from any moment on, however long the engine has been idle.
         if engine.rate_per_s is not None and engine.rate_per_s * keep_s >= 1:
             return
-        rest_s = max(_idle_since_s(engine) + keep_s, engine.keep_awake_until_s or -math.inf)
+        rest_s = max(engine.idle_since_s + keep_s, engine.keep_awake_until_s or -math.inf)
         if rest_s <= self.now_s:
-            self._displace(engine, f"unused for {self.now_s - _idle_since_s(engine):.1f} s")
+            self._displace(engine, f"unused for {self.now_s - engine.idle_since_s:.1f} s")
         else:
             self.looks_s.append(rest_s)
 
@@ -196,7 +130,7 @@ class _Plan:
                 f"needs {engine.awake_bytes} of {self.limits.budget_bytes} bytes, {self.pinned_bytes} are pinned"
             )
             return
-        needed_bytes = engine.awake_bytes - held_bytes(engine)
+        needed_bytes = engine.awake_bytes - engine.held_bytes
         due_s = deadline_s(engine, self.limits)
         if needed_bytes <= self.free_bytes:
             kind: Literal["start", "wake"] = "wake" if engine.state == "asleep" else "start"
@@ -207,125 +141,94 @@ class _Plan:
         # Nobody makes room for what nobody waits for.
         elif due_s < math.inf:
             self.taken.add(engine.model_id)
-            self.make_room(needed_bytes, due_s, engine.model_id)
+            self.make_room(needed_bytes, due_s, f"makes room for {engine.model_id}")
 
-    def make_room(self, needed_bytes: int, due_s: float, beneficiary: str) -> None:
+    def make_room(self, needed_bytes: int, due_s: float, reason: str) -> None:
         """Free what is missing and set it aside, once all of it can be freed: half a room helps nobody."""
         missing_bytes = needed_bytes - self.free_bytes - self.coming_bytes
-        awake = sorted(
-            (engine for engine in self._candidates(_IN_TURN) if not engine.pinned),
-            key=lambda engine: self._least_harm_first(engine, due_s),
-        )
-        asleep = sorted(self._candidates(["asleep"]), key=self._least_loss_first)
-        # Only what sleep can't give is taken from engines that sleep already.
-        chosen = _fewest(asleep, missing_bytes - sum(map(freed_bytes, awake)))
-        chosen += _fewest(awake, missing_bytes - sum(map(freed_bytes, chosen)))
-        gain_bytes = sum(map(freed_bytes, chosen))
-        ready_s = max((self._movable_s(engine, due_s) for engine in chosen), default=-math.inf)
-        # Engines falling asleep for it can still be stopped afterwards.
-        falling = [engine for engine in self.engines if engine.state == "sleeping" or engine in chosen]
-        enough = missing_bytes - gain_bytes <= sum(engine.asleep_bytes for engine in falling)
-        if enough and ready_s <= self.now_s:
+        chosen = self._choose(missing_bytes, due_s)
+        movable_s = max((self._movable_s(engine, due_s) for engine in chosen), default=-math.inf)
+        # What falls asleep can still be stopped afterwards.
+        chosen_ids = {engine.model_id for engine in chosen if engine.state == "awake"}
+        falling = (engine for engine in self.engines if engine.state == "sleeping" or engine.model_id in chosen_ids)
+        enough = missing_bytes - _freed_bytes(chosen) <= sum(engine.asleep_bytes for engine in falling)
+        if enough and movable_s <= self.now_s:
             for engine in chosen:
-                self._displace(engine, f"makes room for {beneficiary}")
+                self._displace(engine, reason)
+        elif due_s > self.now_s:
+            self.looks_s.append(max(movable_s, due_s))
+            return
         else:
-            self.looks_s.append(max(ready_s, due_s))
-            if due_s > self.now_s:
-                return
-            needed_bytes -= gain_bytes
-        self.taken.update(engine.model_id for engine in chosen)
+            self.looks_s.append(movable_s)
+            self.taken.update(engine.model_id for engine in chosen)
+            needed_bytes = max(0, needed_bytes - _freed_bytes(chosen))
         # First what is still coming, so that those behind can use what is free already.
-        from_coming_bytes = max(0, min(self.coming_bytes, needed_bytes))
+        from_coming_bytes = min(self.coming_bytes, needed_bytes)
         self.coming_bytes -= from_coming_bytes
-        self.free_bytes -= max(0, needed_bytes - from_coming_bytes)
+        self.free_bytes -= needed_bytes - from_coming_bytes
 
     def decision(self) -> Decision:
         """Return what has been decided."""
         wait_until_s = min((look_s for look_s in self.looks_s if self.now_s < look_s < math.inf), default=None)
         return Decision(tuple(self.actions), self.drain, self.refused, wait_until_s)
 
-    def _candidates(self, states: Collection[State]) -> Iterator[EngineView]:
-        for engine in self.engines:
-            if engine.state in states and engine.model_id not in self.taken and freed_bytes(engine) > 0:
-                yield engine
+    def _choose(self, missing_bytes: int, due_s: float) -> list[EngineView]:
+        """Return who makes room; from engines that sleep already, only what sleep can't give."""
+        left = [engine for engine in self.engines if engine.model_id not in self.taken and engine.freed_bytes > 0]
+        in_turn = [engine for engine in left if engine.state in ("awake", "starting", "waking") and not engine.pinned]
+        in_turn.sort(key=lambda engine: self._harm(engine, due_s))
+        asleep = [engine for engine in left if engine.state == "asleep"]
+        asleep.sort(key=lambda engine: (engine.wanted(self.now_s), *self._loss(engine)))
+        stopped = _fewest(asleep, missing_bytes - _freed_bytes(in_turn))
+        return stopped + _fewest(in_turn, missing_bytes - _freed_bytes(stopped))
 
-    def _least_harm_first(self, engine: EngineView, due_s: float) -> tuple[bool, bool, float, float, float, str]:
+    def _harm(self, engine: EngineView, due_s: float) -> tuple[object, ...]:
         movable_s = max(self.now_s, self._movable_s(engine, due_s))
-        loss = lost_per_byte(engine, self.now_s)
-        return not _empty(engine), not engine.draining, movable_s, loss, _idle_since_s(engine), engine.model_id
+        return not engine.empty, not engine.draining, movable_s, *self._loss(engine)
 
-    def _least_loss_first(self, engine: EngineView) -> tuple[bool, float, float, str]:
-        wanted = engine.pinned or engine.oldest_waiting_since_s is not None
-        return wanted, lost_per_byte(engine, self.now_s), _idle_since_s(engine), engine.model_id
+    def _loss(self, engine: EngineView) -> tuple[float, float, str]:
+        return engine.lost_per_byte(self.now_s), engine.idle_since_s, engine.model_id
 
     def _movable_s(self, engine: EngineView, due_s: float) -> float:
         """Return from when on the engine may be displaced for a model that is due at ``due_s``."""
-        if engine.state == "asleep" or _empty(engine):
+        if engine.state == "asleep" or engine.empty:
             return -math.inf
-        if engine.state != "awake":
-            ready_s = engine.wake_s if engine.state == "waking" else engine.start_s
-            return max(due_s, self.now_s + ready_s + self.limits.min_residency_s)
-        if not engine.draining and _batch_waits(engine):
-            return math.inf
-        return max(due_s, _woken_at_s(engine) + self.limits.min_residency_s)
+        if engine.state != "awake" or engine.owes_batch:
+            return math.inf  # until something happens to it
+        return max(due_s, engine.resident_since_s + self.limits.min_residency_s)
 
     def _displace(self, engine: EngineView, reason: str) -> None:
-        self.coming_bytes += freed_bytes(engine)
         self.taken.add(engine.model_id)
+        self.coming_bytes += engine.freed_bytes
         if engine.state == "asleep":
             self.actions.append(Action("stop", engine.model_id, reason))
-        elif _empty(engine):
+        elif engine.empty:
             self.actions.append(Action("sleep", engine.model_id, reason))
         else:
             self.drain[engine.model_id] = reason
 
 
-def _wanted(engine: EngineView, now_s: float) -> bool:
-    kept = engine.keep_awake_until_s is not None and engine.keep_awake_until_s > now_s
-    return engine.oldest_waiting_since_s is not None or engine.pinned or kept
+def _freed_bytes(engines: Iterable[EngineView]) -> int:
+    return sum(engine.freed_bytes for engine in engines)
 
 
-def _unused(engine: EngineView) -> bool:
-    return engine.running == 0 and engine.oldest_waiting_since_s is None
-
-
-def _empty(engine: EngineView) -> bool:
-    """Whether the engine can be put to sleep: what waits for a draining engine waits for its next turn."""
-    return engine.state == "awake" and engine.running == 0 and (engine.draining or _unused(engine))
-
-
-def _batch_waits(engine: EngineView) -> bool:
-    """Whether requests that it was woken for have not been handed to it yet."""
-    since_s = engine.oldest_waiting_since_s
-    return since_s is not None and since_s <= _woken_at_s(engine)
-
-
-def _woken_at_s(engine: EngineView) -> float:
-    return -math.inf if engine.woken_at_s is None else engine.woken_at_s
-
-
-def _idle_since_s(engine: EngineView) -> float:
-    return max(engine.last_used_s, _woken_at_s(engine))
-
-
-def _why(engine: EngineView, due_s: float, now_s: float) -> str:
-    if engine.oldest_waiting_since_s is not None:
-        return f"a request has waited {now_s - engine.oldest_waiting_since_s:.1f} s, its slack is {due_s - now_s:.1f} s"
-    return "pinned" if engine.pinned else "asked to be awake, and there is free room"
-
-
-def _fewest(candidates: Sequence[EngineView], wanted_bytes: int) -> list[EngineView]:
-    """Return the first of ``candidates`` that together free ``wanted_bytes``, all if they don't."""
+def _fewest(candidates: Sequence[EngineView], missing_bytes: int) -> list[EngineView]:
+    """Return the first of ``candidates`` that together free ``missing_bytes``, all if they don't."""
     chosen: list[EngineView] = []
-    missing_bytes = wanted_bytes
     for engine in candidates:
         if missing_bytes <= 0:
             break
         chosen.append(engine)
-        missing_bytes -= freed_bytes(engine)
+        missing_bytes -= engine.freed_bytes
     # One large engine at the end may have made smaller ones' leaving needless.
     for engine in chosen[::-1]:
-        if missing_bytes + freed_bytes(engine) <= 0:
+        if missing_bytes + engine.freed_bytes <= 0:
             chosen.remove(engine)
-            missing_bytes += freed_bytes(engine)
+            missing_bytes += engine.freed_bytes
     return chosen
+
+
+def _why(engine: EngineView, due_s: float, now_s: float) -> str:
+    if engine.oldest_waiting_since_s is not None and not engine.pinned:
+        return f"a request has waited {now_s - engine.oldest_waiting_since_s:.1f} s, its slack is {due_s - now_s:.1f} s"
+    return "pinned" if engine.pinned else "asked to be awake, and there is free room"

@@ -12,7 +12,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from deployments.residency import Action, Decision, EngineView, Limits, State, decide, freed_bytes, held_bytes
+from deployments.engine_view import EngineView, State
+from deployments.residency import Action, Decision, Limits, decide
 
 Policy = Callable[[list[EngineView], Limits, float], Decision]
 # What must hold after each step: the engines before the decision, the decision, the time.
@@ -41,9 +42,13 @@ class SimulatedModel:
 
 @dataclass(frozen=True)
 class Report:
-    """``ttft_s`` in the order of first tokens; prefill is left out, being the same whatever the policy."""
+    """``ttft_s`` in the order of first tokens; prefill is left out, being the same whatever the policy.
+
+    ``switches`` counts starts and wakes, ``late`` the requests that missed their model's SLO.
+    """
 
     ttft_s: list[float]
+    late: int
     refused: int
     switches: int
     ended_s: float
@@ -51,10 +56,6 @@ class Report:
     def percentile_s(self, percent: float) -> float:
         ordered = sorted(self.ttft_s)
         return ordered[max(0, math.ceil(percent / 100 * len(ordered)) - 1)]
-
-    def late(self, slo_s: float) -> float:
-        """Return the share of requests whose first token came after ``slo_s``."""
-        return sum(ttft_s > slo_s for ttft_s in self.ttft_s) / len(self.ttft_s)
 
 
 @dataclass
@@ -94,6 +95,7 @@ class Simulation:
         self.watcher = watcher
         self.now_s = 0.0
         self.ttft_s: list[float] = []
+        self.late = 0
         self.refused = 0
         self.switches = 0
         self._events: list[tuple[float, int, Callable[[], None]]] = []
@@ -112,7 +114,7 @@ class Simulation:
             happen()
             if not self._events or self._events[0][0] > self.now_s:
                 self._settle()
-        return Report(self.ttft_s, self.refused, self.switches, self.now_s)
+        return Report(self.ttft_s, self.late, self.refused, self.switches, self.now_s)
 
     def _at(self, at_s: float, happen: Callable[[], None]) -> None:
         heapq.heappush(self._events, (at_s, next(self._order), happen))
@@ -137,7 +139,9 @@ class Simulation:
     def _hand_over(self) -> None:
         for engine in self.engines.values():
             while engine.state == "awake" and not engine.draining and engine.waiting:
-                self.ttft_s.append(self.now_s - engine.waiting.popleft())
+                waited_s = self.now_s - engine.waiting.popleft()
+                self.ttft_s.append(waited_s)
+                self.late += waited_s > engine.model.ttft_slo_s
                 engine.running += 1
                 engine.last_used_s = self.now_s
                 length_s = self._requests_s.uniform(0.1, 1.0) * engine.model.longest_request_s
@@ -176,32 +180,40 @@ class Simulation:
 
 
 def first_come_first_served(engines: list[EngineView], limits: Limits, now_s: float) -> Decision:
-    """Return what a server that swaps models in the order of requests does.
+    """Return what a server does that swaps models in the order of requests.
 
-    The model of the oldest waiting request is next; the least recently used engines leave for it, busy ones after
-    draining. Requests for models that are awake don't queue behind it.
+    The model of the oldest waiting request is next. The least recently used engines leave for it, busy ones after
+    draining. Until it is awake, later requests wait behind it, whatever their model.
     """
+    swap = first_come_first_swapped(engines, limits, now_s)
+    if all(engine.oldest_waiting_since_s is None for engine in engines if engine.state != "awake"):
+        return swap
+    queue = {engine.model_id: "waits its turn" for engine in engines if engine.state == "awake"}
+    return Decision(swap.actions, queue | swap.drain)
+
+
+def first_come_first_swapped(engines: list[EngineView], limits: Limits, now_s: float) -> Decision:
+    """The same, but requests for models that are awake and not leaving are served at once."""
     del now_s
     waiting = [engine for engine in engines if engine.state == "asleep" and engine.oldest_waiting_since_s is not None]
     if not waiting:
         return Decision()
     head = min(waiting, key=lambda engine: engine.oldest_waiting_since_s or 0.0)
-    missing_bytes = (
-        head.awake_bytes - sum(map(held_bytes, [head])) - limits.budget_bytes + sum(map(held_bytes, engines))
-    )
+    free_bytes = limits.budget_bytes - sum(engine.held_bytes for engine in engines)
+    missing_bytes = head.awake_bytes - head.held_bytes - free_bytes
     if missing_bytes <= 0:
         return Decision((Action("wake", head.model_id, "first come"),))
-    missing_bytes -= sum(freed_bytes(engine) for engine in engines if engine.state == "sleeping")
+    missing_bytes -= sum(engine.freed_bytes for engine in engines if engine.state == "sleeping")
     actions, drain = [], {}
     awake = (engine for engine in engines if engine.state == "awake")
-    for engine in sorted(awake, key=lambda engine: (not engine.draining, engine.running > 0, engine.last_used_s)):
+    for engine in sorted(awake, key=lambda engine: (engine.running > 0, engine.last_used_s)):
         if missing_bytes <= 0:
             break
-        missing_bytes -= freed_bytes(engine)
+        missing_bytes -= engine.freed_bytes
         if engine.running:
-            drain[engine.model_id] = f"makes room for {head.model_id}"
+            drain[engine.model_id] = "least recently used"
         else:
-            actions.append(Action("sleep", engine.model_id, f"makes room for {head.model_id}"))
+            actions.append(Action("sleep", engine.model_id, "least recently used"))
     return Decision(tuple(actions), drain)
 
 
