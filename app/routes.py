@@ -97,6 +97,7 @@ def build_http_app(service: Service, max_body_bytes: int) -> ASGIApp:
     )
     _add_openai_routes(app, service)
     _add_service_routes(app, service)
+    _add_admin_routes(app, service)
     # Without the others, Starlette would log a traceback for each of them.
     for kind in (
         AppError, DeploymentError, VLLMError, RequestValidationError, HTTPException, *BAD_REQUEST_ERRORS, Exception,
@@ -151,6 +152,12 @@ def _add_service_routes(app: FastAPI, service: Service) -> None:
         healthy = all(engine["is_up"] for engine in engines.values())
         return JSONResponse({"status": "ok" if healthy else "unavailable", "models": states}, 200 if healthy else 503)
 
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> str:
+        return await service.metrics()
+
+
+def _add_admin_routes(app: FastAPI, service: Service) -> None:
     @app.get("/admin/models")
     async def admin_models() -> dict[str, dict[str, EngineDescription]]:
         return {"models": await service.engines()}
@@ -173,10 +180,6 @@ def _add_service_routes(app: FastAPI, service: Service) -> None:
     @app.get("/admin/tiers")
     async def admin_tiers() -> dict[str, dict[str, Any]]:
         return {"nodes": await service.tiers()}
-
-    @app.get("/metrics", response_class=PlainTextResponse)
-    async def metrics() -> str:
-        return await service.metrics()
 
 
 def _as_response(result: Any) -> Response:

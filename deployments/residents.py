@@ -17,8 +17,9 @@ from typing import Any
 
 from deployments.engine import Engine
 from deployments.errors import EngineUnavailableError, UnknownModelError
+from deployments.engine_view import EngineView
 from deployments.lifecycle import RETRY_FAILED_AFTER_S, EngineLifecycle
-from deployments.residency import Action, EngineView, Limits, decide
+from deployments.residency import Action, Limits, decide
 from deployments.types import EngineDescription, ModelSpec
 
 # How often engines are looked at when nothing happens: a death is noticed by then.
