@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deployments.engine import Engine
-from deployments.errors import EngineUnavailableError, UnknownModelError
 from deployments.engine_view import EngineView
+from deployments.errors import EngineUnavailableError, UnknownModelError
 from deployments.lifecycle import RETRY_FAILED_AFTER_S, EngineLifecycle
 from deployments.residency import Action, Limits, decide
 from deployments.types import EngineDescription, ModelSpec
