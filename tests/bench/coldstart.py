@@ -1,10 +1,10 @@
 """Measures how long a first token takes from cold: HTTP request to the first SSE token, nothing else running.
 
 One FlashServe serves SmolLM2 and is brought into each state in turn: awake, asleep, cold beside a warm process pool
-with the snapshot in host memory, and the same with it on disk and the page cache dropped. Stock vLLM answers awake
-beside it. Then everything from nothing, with the weights in S3 at 200 MB/s: FlashServe's service from its command on,
-with a published snapshot, and the stock path, which downloads the checkpoint with boto3 and starts vLLM's API server.
-The targets are in `results`; missing one is a result, not a failure.
+with the snapshot in host memory, with it on disk and the page cache dropped, and with it in S3 at 200 MB/s. Stock vLLM
+answers awake beside it. Then everything from nothing, with the weights in S3 at that speed: FlashServe's service from
+its command on, with a published snapshot, and the stock path, which downloads the checkpoint with boto3 and starts
+vLLM's API server. The targets are in `results`; missing one is a result, not a failure.
 
 Usage: python tests/bench/coldstart.py [--rounds 5] [--cold-rounds 3]
 """
@@ -47,9 +47,11 @@ MODEL = DEFAULT_MODEL_DIR.name
 PROMPT = [{"role": "user", "content": "What is the capital of France?"}]
 MAX_TOKENS = 8
 PATIENCE_S = 300.0
+SNAPSHOT_ID_DIGITS = 64
 
 AWAKE, STOCK_AWAKE = "awake", "stock vLLM, awake"
 ASLEEP, POOL_DRAM, POOL_DISK = "asleep", "process pool, snapshot in dram", "process pool, snapshot on disk"
+POOL_S3 = "process pool, snapshot in S3"
 NOTHING, STOCK = "nothing warm, snapshot in S3", "stock vLLM, checkpoint in S3"
 
 Samples = dict[str, list[float]]
@@ -89,9 +91,15 @@ def start_stages_s(url: str) -> dict[str, float]:
     return {stage: seconds for stage, seconds in stages.items() if stage != "engine"}
 
 
+def snapshot_in(directory: Path) -> Path:
+    """The one snapshot of a tier."""
+    (snapshot,) = (path for path in directory.iterdir() if len(path.name) == SNAPSHOT_ID_DIGITS)
+    return snapshot
+
+
 def drop_dram_copy(storage: dict[str, str]) -> Path:
     """Leave the snapshot on disk alone, its pages out of the cache; returns its directory there."""
-    (snapshot,) = (path for path in Path(storage["disk_dir"]).iterdir() if len(path.name) == 64)
+    snapshot = snapshot_in(Path(storage["disk_dir"]))
     shutil.rmtree(Path(storage["dram_dir"], snapshot.name), ignore_errors=True)
     for path in snapshot.rglob("*"):
         if path.is_file():
@@ -167,9 +175,20 @@ def _memory_dir(work_dir: Path) -> Path:
     return Path("/dev/shm") / f"bench-{work_dir.name}"  # noqa: S108 - the tier itself
 
 
-def measure_states(work_dir: Path, rounds: int, published: Path, samples: Samples, stages: Stages) -> None:
-    """All states of a service that runs, and stock vLLM awake beside it; leaves the snapshot in ``published``."""
-    config = ours_config(work_dir)
+def built_snapshot(work_dir: Path) -> Path:
+    """The model's snapshot, built ahead."""
+    config, built = work_dir / "build.yaml", work_dir / "built"
+    config.write_text(yaml.safe_dump(ours_config(work_dir)))
+    program = str(Path(sys.executable).parent / "flashserve")
+    build = [program, "snapshot", "build", "--config", str(config), "--dir", str(built)]
+    environment = server_environment(work_dir)
+    subprocess.run(build, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    return snapshot_in(built)
+
+
+def measure_states(work_dir: Path, rounds: int, s3_url: str, samples: Samples, stages: Stages) -> None:
+    """All states of a service that runs, and stock vLLM awake beside it."""
+    config = ours_config(work_dir, "s3://bucket", s3_url)
     storage = config["applications"][0]["args"]["storage"]
     arguments, url = serving(config, work_dir)
     with (
@@ -178,12 +197,12 @@ def measure_states(work_dir: Path, rounds: int, published: Path, samples: Sample
     ):
         until_it_answers(url, time.perf_counter())
         freeze(stock.supervisor_pid)
-        command(url, "sleep")  # and so the snapshot is complete
         ways: dict[str, Callable[[], None]] = {
             AWAKE: lambda: command(url, "wake"),
             ASLEEP: lambda: command(url, "sleep"),
             POOL_DRAM: lambda: command(url, "stop"),
             POOL_DISK: lambda: _on_disk(url, storage, samples),
+            POOL_S3: lambda: _in_s3(url, storage),
         }
         for _ in range(rounds):
             for name, bring in ways.items():
@@ -191,7 +210,7 @@ def measure_states(work_dir: Path, rounds: int, published: Path, samples: Sample
                 if name == AWAKE:
                     first_token_s(url)  # nothing of what comes before shall show
                 samples.setdefault(name, []).append(first_token_s(url))
-                if name in {POOL_DRAM, POOL_DISK}:
+                if name in {POOL_DRAM, POOL_DISK, POOL_S3}:
                     stages.setdefault(name, []).append(start_stages_s(url))
             freeze(pid)
             with stock.running():
@@ -199,13 +218,17 @@ def measure_states(work_dir: Path, rounds: int, published: Path, samples: Sample
                 samples.setdefault(STOCK_AWAKE, []).append(first_token_s(stock.base_url))
             thaw(pid)
             time.sleep(2)
-        shutil.copytree(drop_dram_copy(storage), published)
 
 
 def _on_disk(url: str, storage: dict[str, str], samples: Samples) -> None:
     command(url, "stop")
     snapshot = drop_dram_copy(storage)
     samples.setdefault("raw read", []).append(raw_read_s(snapshot))
+
+
+def _in_s3(url: str, storage: dict[str, str]) -> None:
+    command(url, "stop")
+    shutil.rmtree(drop_dram_copy(storage))
 
 
 def nothing_warm_s(work_dir: Path, s3_url: str) -> float:
@@ -252,9 +275,11 @@ def results(samples: Samples) -> list[Result]:
         found.append(
             median_result("nothing warm, of the stock path", [o / s for o, s in pairs], "", Target(0.5, "max"), STOCK)
         )
-        for name, least in ((ASLEEP, 100.0), (POOL_DRAM, 8.0)):
+        for name, least in ((ASLEEP, 100.0), (POOL_DRAM, 8.0), (POOL_S3, None)):
             ratios = [stock_s / value for value in samples[name]]
-            found.append(median_result(f"stock path over {name}", ratios, "x", Target(least, "min"), STOCK))
+            found.append(
+                median_result(f"stock path over {name}", ratios, "x", Target(least, "min") if least else None, STOCK)
+            )
     return found
 
 
@@ -269,8 +294,9 @@ def main() -> None:
     # Short, since the paths of Ray's sockets must be.
     with tempfile.TemporaryDirectory(prefix="fc-", dir="/tmp", ignore_cleanup_errors=True) as directory:
         work_dir = Path(directory)
-        published = work_dir / "published"
-        measure_states(work_dir, options.rounds, published, samples, stages)
+        published = built_snapshot(work_dir)
+        with s3_server(published, CAPPED_BYTES_PER_S) as s3_url:
+            measure_states(work_dir, options.rounds, s3_url, samples, stages)
         for _ in range(options.cold_rounds):
             with s3_server(published, CAPPED_BYTES_PER_S) as s3_url:
                 samples.setdefault(NOTHING, []).append(nothing_warm_s(work_dir, s3_url))
