@@ -47,7 +47,7 @@ class CpuWeights:
         return None
 
     def release(self) -> None:
-        """Let go of all weights; the model can't be run until ``restore``."""
+        """Let go of all weights; the model can't be run until ``map`` and ``pack``."""
         self._kinds = {name: _kind(module, attribute) for name, (module, attribute) in self._places().items()}
         for _, layer in _layers(self._model):
             delattr(layer, _PACKED)

@@ -95,7 +95,9 @@ class Sleeper:
         for adapter in (None, *self.case.adapters):
             deltas = [delta async for delta in self.engine.generate(request(f"{adapter}{self.asked}", adapter))]
             self.cached_tokens.append(deltas[0].cached_tokens)
-            answers.append([(delta.token_ids, delta.logprobs) for delta in deltas])
+            # Joined: how many tokens come in one delta depends on who is in time.
+            tokens = [token for delta in deltas for token in delta.token_ids]
+            answers.append((tokens, [row for delta in deltas for row in delta.logprobs or ()]))
         return answers
 
     async def sleep_and_wake(self) -> None:

@@ -42,7 +42,9 @@ async def answer(engine: VllmEngine) -> Any:
         "sampling": {"temperature": 0.0, "max_tokens": 12, "ignore_eos": True, "logprobs": 2},
         "reply_to": {"host": "", "port": 0, "key": ""},
     }
-    return [(delta.token_ids, delta.logprobs) async for delta in engine.generate(request)]
+    deltas = [delta async for delta in engine.generate(request)]
+    # Joined: how many tokens come in one delta depends on who is in time.
+    return [token for delta in deltas for token in delta.token_ids], [row for d in deltas for row in d.logprobs or ()]
 
 
 class AskedEngine(VllmEngine):
