@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -10,36 +12,50 @@ from app.streams import TokenStreams
 from deployments.engine import Engine
 from deployments.errors import EngineDiedError, EngineStartError, RequestRejectedError
 from deployments.fake_engine import FakeEngine
+from deployments.forked_engine import PoolAddress
 from deployments.types import GenerateRequest, ModelSpec
 from deployments.wire import TokenDelta
 from tests.support.feeds import generate_request
+from tests.support.pools import running_pool
 from tests.support.service import CHAT_MODEL, MODELS
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-def make_fake() -> Engine:
+async def make_fake(_stack: AsyncExitStack, _logs: Path) -> Engine:
     return FakeEngine(ModelSpec("fake", "", {"token_time_s": 0.001}))
 
 
-def make_vllm() -> Engine:
+async def make_vllm(_stack: AsyncExitStack, _logs: Path) -> Engine:
+    return vllm_engine(None)
+
+
+async def make_pooled(stack: AsyncExitStack, logs: Path) -> Engine:
+    pool = await stack.enter_async_context(running_pool(logs))
+    return vllm_engine(pool.address)
+
+
+def vllm_engine(pool: PoolAddress | None) -> Engine:
     from deployments.vllm_engine import VllmEngine  # noqa: PLC0415 - heavy
 
     engine = {"max_model_len": 1024, "kv_cache_memory_bytes": 134217728, "enforce_eager": True, "dtype": "float32"}
-    return VllmEngine(ModelSpec(CHAT_MODEL, str(MODELS / CHAT_MODEL), engine))
+    return VllmEngine(ModelSpec(CHAT_MODEL, str(MODELS / CHAT_MODEL), engine), pool)
 
 
-@pytest_asyncio.fixture(params=[make_fake, make_vllm], ids=["fake", "vllm"], scope="module", loop_scope="module")
-async def engine(request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
-    made = request.param()
-    with pytest.raises(EngineDiedError):
-        made.check()  # not started yet
-    await made.start()
-    yield made
-    await made.stop()
-    with pytest.raises(EngineDiedError):
-        made.check()
-    await made.stop()  # harmless
+@pytest_asyncio.fixture(
+    params=[make_fake, make_vllm, make_pooled], ids=["fake", "vllm", "pooled"], scope="module", loop_scope="module"
+)
+async def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Engine]:
+    async with AsyncExitStack() as stack:
+        made = await request.param(stack, tmp_path_factory.mktemp("logs"))
+        with pytest.raises(EngineDiedError):
+            made.check()  # not started yet
+        await made.start()
+        yield made
+        await made.stop()
+        with pytest.raises(EngineDiedError):
+            made.check()
+        await made.stop()  # harmless
 
 
 def ask(stream_id: str, max_tokens: int = 6, **sampling: object) -> GenerateRequest:
