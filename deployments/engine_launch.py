@@ -36,14 +36,8 @@ from deployments.start_marks import MarkHandler
 
 # What libraries read while they are imported; a fork comes too late to change it.
 READ_ON_IMPORT = (
-    "HF_",
-    "TRANSFORMERS_",
-    "TORCH",
-    "PYTORCH_",
-    "LD_PRELOAD",
-    "VLLM_LOGGING_",
-    "VLLM_PLUGINS",
-    "VLLM_BATCH_INVARIANT",
+    *("HF_", "TRANSFORMERS_", "TORCH", "PYTORCH_", "LD_PRELOAD"),
+    *("VLLM_LOGGING_", "VLLM_PLUGINS", "VLLM_BATCH_INVARIANT"),
 )
 
 # On a CPU vLLM 0.29 fails to load what it has compiled ahead of time and so compiles anew at every start; without this
@@ -77,6 +71,7 @@ def run_engine(line: socket.socket) -> NoReturn:
 
 
 def _run(line: socket.socket) -> None:
+    # The zygote ignores the end of its children; this process waits for its own.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     marks_s = {"forked": time.monotonic()}
     surroundings = receive_surroundings(line)
@@ -85,10 +80,10 @@ def _run(line: socket.socket) -> None:
         reason = f"{different} is read on import and differs from the pool's"
         line.sendall(pack_report(Report("refused", reason)))
         return
-    # In the zygote's process group, so that it outlives the engine and removes the shared memory of a killed one.
+    # Still in the zygote's process group: it outlives the engine and removes the shared memory of a killed one.
     resource_tracker.ensure_running()
     os.setsid()
-    become(surroundings)
+    _become(surroundings)
     line.sendall(pack_report(Report("forked", process_id=os.getpid())))
     config, executor_class, addresses = pickle.loads(receive_frame(line))  # noqa: S301 - see pool_wire
     marks_s["asked"] = time.monotonic()
@@ -120,7 +115,7 @@ def _unfit(environment: dict[str, str]) -> str | None:
     return next((name for name in names if environment.get(name) != os.environ.get(name)), None)
 
 
-def become(surroundings: Surroundings) -> None:
+def _become(surroundings: Surroundings) -> None:
     """Take on the environment, the directory and the log file of the asking process."""
     os.environ.clear()
     os.environ.update(_DEFAULTS | surroundings.environment | {"VLLM_WORKER_MULTIPROC_METHOD": "fork"})

@@ -7,13 +7,11 @@ forked process does (``engine_launch``), the pool itself (``process_pool``).
 import asyncio
 import logging
 import os
-import pickle
 import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from deployments.errors import EngineStartError, PoolUnavailableError
 from deployments.pool_wire import Report, Surroundings, pack_frame, pack_surroundings, parse_report
@@ -83,13 +81,12 @@ class ForkedEngine:
         engine.process_id = report.process_id
         return engine
 
-    async def start(self, config: Any, executor_class: type, addresses: Any) -> None:
-        """Return when the engine waits for its front end at ``addresses``.
+    async def start(self, request: bytes) -> None:
+        """Return when the engine serves; ``request`` holds pickled the arguments of vLLM's launcher.
 
         Raises:
             EngineStartError: it failed; nothing of it keeps running.
         """
-        request = await asyncio.to_thread(pickle.dumps, (config, executor_class, addresses))
         try:
             self._writer.write(pack_frame(request))
             report = await self._report()

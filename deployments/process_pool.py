@@ -10,8 +10,8 @@ import os
 import shutil
 import socket
 import sys
-import time
 import tempfile
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -99,7 +99,7 @@ class ProcessPool:
             reader, self._line = await asyncio.open_connection(sock=ours)
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-P", "-m", "deployments.zygote", self.address.socket_path),
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=log,
                 stderr=log,
                 cwd=self._directory,

@@ -5,10 +5,12 @@ the first error. Does not cover: the words for it (``forked_engine.stages_of``).
 startup spans need a tracing collector.
 """
 
+import contextlib
 import json
 import logging
 import os
 import time
+from typing import NamedTuple
 
 # The beginning of a message and the moment it stands for; tests/contract/test_vllm_names.py guards them.
 MOMENTS = {
@@ -20,6 +22,10 @@ MOMENTS = {
     "GPU KV cache size": "memory_known",
     "init engine (profile": "engine_ready",
 }
+
+_ERROR = "error"
+# A write to a pipe is whole only up to 4096 bytes.
+_MAX_REASON_CHARS = 1000
 
 
 class MarkHandler(logging.Handler):
@@ -36,34 +42,32 @@ class MarkHandler(logging.Handler):
         """Note the record if it is one of those looked for."""
         name = next((MOMENTS[start] for start in MOMENTS if str(record.msg).startswith(start)), None)
         if name is not None:
-            self._write({"mark": name, "at_s": time.monotonic()})
+            self._write(_Note(name, time.monotonic()))
         elif record.exc_info and record.exc_info[1] is not None:
             error = record.exc_info[1]
             lines = str(error).strip().splitlines()
-            self._write({"error": f"{type(error).__name__}: {lines[0]}"[:2000] if lines else type(error).__name__})
+            reason = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+            self._write(_Note(_ERROR, time.monotonic(), reason[:_MAX_REASON_CHARS]))
 
     def collect(self) -> tuple[dict[str, float], str | None]:
-        """Return when each moment came first, and the first error."""
-        marks_s: dict[str, float] = {}
-        first_error = None
-        for note in self._read():
-            if "mark" in note:
-                marks_s.setdefault(note["mark"], note["at_s"])
-            elif first_error is None:
-                first_error = note["error"]
-        return marks_s, first_error
+        """Return when each moment came first, in seconds of the monotonic clock, and the first error."""
+        notes = self._read()
+        errors = [note.text for note in notes if note.name == _ERROR]
+        return {note.name: note.at_s for note in reversed(notes) if note.name != _ERROR}, next(iter(errors), None)
 
-    def _write(self, note: dict[str, str | float]) -> None:
-        try:
+    def _write(self, note: "_Note") -> None:
+        with contextlib.suppress(BlockingIOError):
             os.write(self._writer_fd, json.dumps(note).encode() + b"\n")
-        except BlockingIOError:
-            pass
 
-    def _read(self) -> list[dict[str, object]]:
+    def _read(self) -> list["_Note"]:
         data = bytearray()
-        try:
+        with contextlib.suppress(BlockingIOError):
             while chunk := os.read(self._reader_fd, 65536):
                 data += chunk
-        except BlockingIOError:
-            pass
-        return [json.loads(line) for line in data.splitlines()]
+        return [_Note(*json.loads(line)) for line in data.splitlines()]
+
+
+class _Note(NamedTuple):
+    name: str
+    at_s: float
+    text: str = ""

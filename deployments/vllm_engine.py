@@ -238,10 +238,11 @@ class VllmEngine:
         """See ``Engine.stop``."""
         llm, self._llm = self._llm, None
         forked, self._forked = self._forked, None
-        if llm is not None:
-            await asyncio.to_thread(llm.shutdown, STOP_TIMEOUT_S)
-        if forked is not None:
+        if llm is not None and forked is not None:
+            llm.shutdown()  # its own part only, which takes no time
             await forked.stop()
+        elif llm is not None:
+            await asyncio.to_thread(llm.shutdown, STOP_TIMEOUT_S)
 
     def _running(self) -> AsyncLLM:
         if self._llm is None:

@@ -81,7 +81,7 @@ def main() -> None:
     # Objects that no collection visits stay in pages shared with the forked processes.
     gc.collect()
     gc.freeze()
-    threads = os.listdir("/proc/self/task")
+    threads = list(Path("/proc/self/task").iterdir())
     if len(threads) > 1:
         sys.exit(f"{len(threads)} threads run after the imports; forking would lose all but one")
     with socket.socket(fileno=sys.stdin.fileno()) as owner:

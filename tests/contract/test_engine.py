@@ -2,7 +2,9 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -18,9 +20,11 @@ from deployments.errors import (
     WakeError,
 )
 from deployments.fake_engine import FakeEngine
+from deployments.forked_engine import PoolAddress
 from deployments.types import GenerateRequest, ModelSpec
 from deployments.wire import TokenDelta
 from tests.support.feeds import generate_request
+from tests.support.pools import running_pool
 from tests.support.service import CHAT_MODEL, MODELS
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -33,38 +37,53 @@ VLLM_SPEC = ModelSpec(
 )
 
 
-def make_fake(_: Path) -> Engine:
+async def make_fake(_stack: AsyncExitStack, _logs: Path, _snapshot: Path) -> Engine:
     return FakeEngine(ModelSpec("fake", "", {"token_time_s": 0.001, "sleep_time_s": 0.001, "wake_time_s": 0.001}))
 
 
-def make_vllm(snapshot: Path) -> Engine:
+async def make_vllm(_stack: AsyncExitStack, _logs: Path, snapshot: Path) -> Engine:
+    return vllm_engine(None, snapshot)
+
+
+async def make_pooled(stack: AsyncExitStack, logs: Path, snapshot: Path) -> Engine:
+    pool = await stack.enter_async_context(running_pool(logs))
+    return vllm_engine(pool.address, snapshot)
+
+
+def vllm_engine(pool: PoolAddress | None, snapshot: Path) -> Engine:
     from deployments.snapshot_builder import with_loader  # noqa: PLC0415 - heavy
     from deployments.vllm_engine import VllmEngine  # noqa: PLC0415
 
-    return VllmEngine(with_loader(VLLM_SPEC, build=snapshot))
+    return VllmEngine(with_loader(VLLM_SPEC, build=snapshot), pool)
+
+
+@pytest.fixture(scope="module", params=[make_fake, make_vllm, make_pooled], ids=["fake", "vllm", "pooled"])
+def making(request: pytest.FixtureRequest) -> Any:
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def snapshot(making: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where an engine writes its weights when it starts."""
-    return tmp_path_factory.mktemp("snapshot")
+    return tmp_path_factory.mktemp(f"snapshot-{making.__name__}")
 
 
-@pytest_asyncio.fixture(params=[make_fake, make_vllm], ids=["fake", "vllm"], scope="module", loop_scope="module")
-async def engine(request: pytest.FixtureRequest, snapshot: Path, tmp_path_factory) -> AsyncIterator[Engine]:  # noqa: ANN001
-    made = request.param(snapshot)
-    with pytest.raises(EngineDiedError):
-        made.check()  # not started yet
-    await made.start()
-    if not isinstance(made, FakeEngine):
-        from tests.support.snapshots import describe  # noqa: PLC0415 - heavy
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engine(making: Any, snapshot: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Engine]:
+    async with AsyncExitStack() as stack:
+        made = await making(stack, tmp_path_factory.mktemp("logs"), snapshot)
+        with pytest.raises(EngineDiedError):
+            made.check()  # not started yet
+        await made.start()
+        if not isinstance(made, FakeEngine):
+            from tests.support.snapshots import describe  # noqa: PLC0415 - heavy
 
-        describe(VLLM_SPEC, snapshot, tmp_path_factory.mktemp("memory"))
-    yield made
-    await made.stop()
-    with pytest.raises(EngineDiedError):
-        made.check()
-    await made.stop()  # harmless
+            describe(VLLM_SPEC, snapshot)
+        yield made
+        await made.stop()
+        with pytest.raises(EngineDiedError):
+            made.check()
+        await made.stop()  # harmless
 
 
 def ask(stream_id: str, max_tokens: int = 6, **sampling: object) -> GenerateRequest:

@@ -112,7 +112,7 @@ async def sleeper(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
     engine = VllmEngine(with_loader(case.spec, build=directory))
     await engine.start()
     try:
-        describe(case.spec, directory, tmp_path_factory.mktemp("memory"))
+        describe(case.spec, directory)
         sleeper = Sleeper(case, engine, directory)
         sleeper.answer = await sleeper.ask()
         sleeper.awake_bytes = children_pss_bytes()

@@ -1,15 +1,29 @@
 """Names of vLLM's that are not public, each used in one file: these fail clearly when upstream changes."""
 
 import inspect
+from pathlib import Path
 
+import pytest
+import vllm
+from vllm.compilation import decorators
 from vllm.distributed.device_communicators.shm_broadcast import MessageQueue, SpinCondition
 from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
-from vllm.model_executor.layers import utils
+from vllm.model_executor.layers import utils as layer_utils
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
+from vllm.platforms import current_platform
+from vllm.utils.ompmultiprocessing import OMPProcessManager
+from vllm.v1.engine import core_client, utils
+from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+import deployments
+from deployments.start_marks import MOMENTS
+
+_VLLM = Path(vllm.__file__).parent
+_SOURCES = [_VLLM / "v1", _VLLM / "model_executor" / "model_loader", Path(deployments.__file__).parent]
 
 
 def test_cpu_executor() -> None:
@@ -25,7 +39,7 @@ def test_cpu_executor() -> None:
 
 def test_cpu_weights() -> None:
     """`deployments/cpu_weights.py` drops packed copies and packs again by these."""
-    packing = inspect.getsource(utils.dispatch_cpu_unquantized_gemm)
+    packing = inspect.getsource(layer_utils.dispatch_cpu_unquantized_gemm)
     assert "handler = ops.create_onednn_mm(origin_weight.t()" in packing
     assert "layer.cpu_linear = lambda x, weight, bias: ops.onednn_mm(handler" in packing
     assert "layer.weight = torch.nn.Parameter(torch.empty(0)" in packing
@@ -42,3 +56,41 @@ def test_cpu_worker() -> None:
     assert "self.kv_caches: list[torch.Tensor] = []" in inspect.getsource(GPUModelRunner.__init__)
     assert list(inspect.signature(CPUWorker.load_model).parameters) == ["self", "load_dummy_weights"]
     assert "not supported on CPU" in inspect.getsource(CPUWorker.sleep)  # once it is, ours may go
+
+
+def test_process_pool() -> None:
+    """`deployments/engine_launch.py` and `deployments/pooled_start.py` start an engine with these."""
+    launch = ["vllm_config", "executor_class", "log_stats", "addresses"]
+    assert list(inspect.signature(utils.launch_core_engines).parameters) == launch
+    assert hasattr(utils.CoreEngineProcManager, "monitor_engine_liveness")
+    assert list(inspect.signature(utils.EngineZmqAddresses).parameters)[:2] == ["inputs", "outputs"]
+    assert "client_addresses" in inspect.signature(AsyncLLM).parameters
+    client = inspect.getsource(core_client.MPClient)
+    assert 'client_addresses["input_address"]' in client
+    assert "identities.remove(identity)" in client  # what a stranger's message fails on
+
+
+def test_end_of_an_engine_nobody_manages() -> None:
+    """`deployments/pooled_start.py` ends the requests of a dead engine by the client's `shutdown`."""
+    client = inspect.getsource(core_client)
+    assert "outputs_queue.put_nowait(EngineDeadError())" in client
+    assert "propagate_error" in inspect.getsource(AsyncLLM)
+
+
+@pytest.mark.skipif(not current_platform.is_cpu(), reason="what vLLM sets for a worker on a CPU")
+def test_threads_of_a_forked_worker() -> None:
+    """`deployments/engine_launch.py` applies what vLLM puts into a worker's environment."""
+    source = inspect.getsource(OMPProcessManager.configure_omp_envs)
+    assert '"OMP_NUM_THREADS"' in source
+    assert '"GOMP_CPU_AFFINITY"' in source
+
+
+def test_ahead_of_time_compilation_does_not_load_on_a_cpu() -> None:
+    """`deployments/engine_launch.py` turns it off for this; when it fails, see whether it may be left on."""
+    assert "compiled_fn.finalize_loading(" in inspect.getsource(decorators)
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_moments_of_a_start(moment: str) -> None:
+    """`deployments/start_marks.py` reads these messages."""
+    assert any(f'"{moment}' in path.read_text() for root in _SOURCES for path in root.rglob("*.py"))

@@ -22,21 +22,21 @@ async def running_pool(log_directory: Path) -> AsyncIterator[ProcessPool]:
         await pool.stop()
 
 
-def engine_processes(pool: ProcessPool) -> list[psutil.Process]:
-    """The living processes that write to an engine's log of this pool: its launcher, core, worker."""
+def engine_processes(pool: ProcessPool, log_end: str = "") -> list[psutil.Process]:
+    """The living processes that write to the log of one of the pool's engines: its launcher, core, worker."""
     start = f"{pool.address.log_directory}/flashserve-engine-"
     found = []
     for process in psutil.process_iter():
         try:
-            files = [str(Path(f"/proc/{process.pid}/fd", "1").readlink())]
+            file = str(Path(f"/proc/{process.pid}/fd/1").readlink())
         except OSError:
             continue
-        if any(file.startswith(start) for file in files) and process.status() != psutil.STATUS_ZOMBIE:
+        if file.startswith(start) and file.endswith(log_end) and process.status() != psutil.STATUS_ZOMBIE:
             found.append(process)
     return sorted(found, key=lambda process: process.pid)
 
 
-async def until(holds: Callable[[], bool], timeout_s: float = 30.0) -> None:
+async def until(holds: Callable[[], bool], timeout_s: float = 60.0) -> None:
     """Wait for a condition that announces itself to nobody."""
     deadline_s = time.monotonic() + timeout_s
     while not holds():
