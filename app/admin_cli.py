@@ -7,30 +7,44 @@ import httpx
 import typer
 from rich.console import Console
 from rich.filesize import decimal
-from rich.table import Table
+from rich.table import Column, Table
 
 from app.errors import ServiceUnreachableError
 
 console = Console()
 
 _ID_DIGITS = 12
-_TIMEOUT_S = 30.0
+# Commands wait for requests to end.
+_TIMEOUT_S = 300.0
+WIDTH = 100
 Url = Annotated[str, typer.Option(help="where the service answers", envvar="FLASHSERVE_URL")]
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 
-def status(url: Url = DEFAULT_URL) -> None:
-    """Show each model's engine: its state, what for, and how it started."""
-    table = Table("model", "state", "for", "requests", "waiting", "restarts", "start", "wake", "weights from", "stages")
-    for model, engine in _get(url, "/admin/models")["models"].items():
-        start = engine["start"]
-        state = f"{engine['state']} ({engine['reason']})" if engine["reason"] else engine["state"]
+def status(
+    url: Url = DEFAULT_URL,
+    *,
+    stages: Annotated[bool, typer.Option(help="show how long each part of the last start took")] = False,
+) -> None:
+    """Show each model's engine: its state and since when, its requests, how long it takes to start and to wake."""
+    engines = _get(url, "/admin/models")["models"]
+    columns = ("model", "state", "for", "requests", "start", "wake", "weights")
+    # Wide enough for what is in it, also in a narrow terminal: half a name helps nobody.
+    table = Table(
+        *(Column(name, no_wrap=True, min_width=len(name)) for name in columns), box=None, padding=(0, 2, 0, 0)
+    )
+    for model, engine in engines.items():
         took = [f"{engine[key]:.2f} s" if engine[key] is not None else "" for key in ("started_in_s", "woken_in_s")]
-        stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in start["stages_s"].items())
-        counts = [str(engine[key]) for key in ("requests", "waiting", "restarts")]
-        since = f"{engine['since_s']:.0f} s"
-        table.add_row(model, state, since, *counts, *took, start["weights_from"], stages)
-    console.print(table)
+        since, weights = f"{engine['since_s']:.0f} s", engine["start"]["weights_from"]
+        requests = f"{engine['requests']} + {engine['waiting']} held" if engine["waiting"] else str(engine["requests"])
+        table.add_row(model, engine["state"], since, requests, *took, weights)
+    Console(width=max(console.width, WIDTH)).print(table)
+    for model, engine in engines.items():
+        if engine["reason"]:
+            console.print(f"{model}: {engine['reason']}", highlight=False, soft_wrap=True)
+        if stages:
+            parts = (f"{stage} {seconds:.2f} s" for stage, seconds in engine["start"]["stages_s"].items())
+            console.print(f"{model}: {', '.join(parts)}", highlight=False, soft_wrap=True)
 
 
 def wake(model: str, url: Url = DEFAULT_URL) -> None:
