@@ -100,7 +100,8 @@ class _Plan:
         self.now_s = now_s
         self.free_bytes = limits.budget_bytes - sum(engine.held_bytes for engine in engines)
         self.coming_bytes = _freed_bytes(engine for engine in engines if engine.state in ("sleeping", "stopping"))
-        self.pinned_bytes = sum(engine.held_bytes for engine in engines if engine.pinned and engine.state != "asleep")
+        pinned = (engine for engine in engines if engine.pinned and engine.state not in ("asleep", "stopping"))
+        self.pinned_bytes = sum(engine.held_bytes for engine in pinned)
         self.taken: set[str] = set()
         self.actions: list[Action] = []
         self.drain: dict[str, str] = {}
