@@ -155,4 +155,6 @@ def stages_s(asked_s: float, marks_s: dict[str, float]) -> dict[str, float]:
 
 
 def _surroundings(pool: PoolAddress, model_id: str) -> Surroundings:
-    return Surroundings(dict(os.environ), str(Path.cwd()), str(log_path(pool, model_id)))
+    # A killed engine leaves its sockets behind; there they go with the pool.
+    environment = dict(os.environ) | {"VLLM_RPC_BASE_PATH": str(Path(pool.socket_path).parent)}
+    return Surroundings(environment, str(Path.cwd()), str(log_path(pool, model_id)))

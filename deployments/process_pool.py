@@ -70,7 +70,9 @@ class ProcessPool:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        await self._end()
+        if self._line is not None:
+            self._line.close()
+            await self._ended()
         shutil.rmtree(self._directory, ignore_errors=True)
 
     async def _supervise(self) -> None:
@@ -81,7 +83,7 @@ class ProcessPool:
                     process = await self._start()
             except (TimeoutError, asyncio.IncompleteReadError, OSError) as error:
                 logger.error("the process pool did not start (%r); see %s", error, self._log_path)  # noqa: TRY400
-                await self._end()
+                await self._kill()
             else:
                 self._is_ready.set()
                 logger.info("the process pool was ready after %.1f s", time.monotonic() - begin_s)
@@ -103,20 +105,24 @@ class ProcessPool:
                 stdout=log,
                 stderr=log,
                 cwd=self._directory,
+                start_new_session=True,
                 env=_environment(self._device),
             )
         await reader.readexactly(1)
         return self._process
 
-    async def _end(self) -> None:
-        if self._line is not None:
-            self._line.close()
-        if self._process is not None and self._process.returncode is None:
-            try:
-                async with asyncio.timeout(END_TIMEOUT_S):
+    async def _ended(self) -> None:
+        try:
+            async with asyncio.timeout(END_TIMEOUT_S):
+                if self._process is not None:
                     await self._process.wait()
-            except TimeoutError:
-                self._process.kill()
+        except TimeoutError:
+            await self._kill()
+
+    async def _kill(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+            await self._process.wait()
 
     @property
     def _log_path(self) -> Path:

@@ -8,10 +8,12 @@ connection itself, so that no client can hold it up, and it ends with its owner,
 input; engines already forked don't need it.
 """
 
+import contextlib
 import gc
 import importlib
 import os
 import select
+import shutil
 import signal
 import socket
 import sys
@@ -84,9 +86,11 @@ def main() -> None:
     threads = list(Path("/proc/self/task").iterdir())
     if len(threads) > 1:
         sys.exit(f"{len(threads)} threads run after the imports; forking would lose all but one")
-    with socket.socket(fileno=sys.stdin.fileno()) as owner:
+    with contextlib.suppress(OSError), socket.socket(fileno=sys.stdin.fileno()) as owner:
         owner.send(b"r")
         serve(listener, owner)
+    # The owner has gone, perhaps without a chance to tidy up.
+    shutil.rmtree(path.parent, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -53,6 +53,21 @@ async def main(socket_path, logs, model_id, path, until):
 asyncio.run(main(*sys.argv[1:]))
 """
 
+OWNER = """
+import asyncio, sys
+from pathlib import Path
+from deployments.process_pool import ProcessPool
+
+async def main(logs):
+    pool = ProcessPool(Path(logs))
+    pool.run()
+    await pool.ready()
+    print(pool.process_id(), pool.address.socket_path, flush=True)
+    await asyncio.sleep(3600)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def pool(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ProcessPool]:
@@ -267,3 +282,21 @@ async def test_a_pool_ends_with_its_owner(tmp_path: Path) -> None:
         assert "ready" in repr(pool)
     await until(lambda: not zygote.is_running() or zygote.status() == psutil.STATUS_ZOMBIE)
     assert not Path(pool.address.socket_path).parent.exists()
+
+
+async def test_a_zygote_ends_with_an_owner_that_was_killed(tmp_path: Path) -> None:
+    owner = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", OWNER, str(tmp_path)),
+        stdout=asyncio.subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        cwd="/",
+    )
+    assert owner.stdout is not None
+    try:
+        process_id, socket_path = (await asyncio.wait_for(owner.stdout.readline(), 120)).decode().split()
+        zygote = psutil.Process(int(process_id))
+    finally:
+        owner.kill()
+        await owner.wait()
+    await until(lambda: not zygote.is_running())
+    assert not Path(socket_path).parent.exists()
