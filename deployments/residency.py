@@ -19,10 +19,15 @@ others overtake a model for no longer than the first two, and then every model i
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from deployments.engine_view import EngineView
+from deployments.engine_view import EngineView, State
+
+ActionKind = Literal["start", "wake", "sleep", "stop"]
+
+NEXT_STATE: dict[ActionKind, State] = {"start": "starting", "wake": "waking", "sleep": "sleeping", "stop": "stopping"}
+"""The state in which an engine is from the moment its action is carried out."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class Limits:
 class Action:
     """One step of one engine; each is possible at once, whatever the order."""
 
-    kind: Literal["start", "wake", "sleep", "stop"]
+    kind: ActionKind
     model_id: str
     reason: str
 
@@ -61,10 +66,10 @@ class Decision:
 def decide(engines: Iterable[EngineView], limits: Limits, now_s: float) -> Decision:
     """Decide which engines start, wake, sleep, stop and drain now.
 
-    With the actions applied (to starting, waking, sleeping, stopping) and ``draining`` set, asking again gives none.
+    With the actions applied (``NEXT_STATE``) and ``draining`` set, asking again gives none.
     """
     plan = _Plan(sorted(engines, key=lambda engine: engine.model_id), limits, now_s)
-    for engine in plan.engines:
+    for engine in list(plan.engines):
         plan.let_rest(engine)
     if plan.free_bytes < 0:
         plan.make_room(0, -math.inf, "the budget is exceeded")
@@ -94,7 +99,7 @@ class _Plan:
     already meant for someone. ``taken`` are the engines whose fate is settled.
     """
 
-    def __init__(self, engines: Sequence[EngineView], limits: Limits, now_s: float) -> None:
+    def __init__(self, engines: list[EngineView], limits: Limits, now_s: float) -> None:
         self.engines = engines
         self.limits = limits
         self.now_s = now_s
@@ -134,11 +139,9 @@ class _Plan:
         needed_bytes = engine.awake_bytes - engine.held_bytes
         due_s = deadline_s(engine, self.limits)
         if needed_bytes <= self.free_bytes:
-            kind: Literal["start", "wake"] = "wake" if engine.state == "asleep" else "start"
-            self.actions.append(Action(kind, engine.model_id, _why(engine, due_s, self.now_s)))
+            self._step("wake" if engine.state == "asleep" else "start", engine, _why(engine, due_s, self.now_s))
             self.free_bytes -= needed_bytes
             self.pinned_bytes += engine.awake_bytes if engine.pinned else 0
-            self.taken.add(engine.model_id)
         # Nobody makes room for what nobody waits for.
         elif due_s < math.inf:
             self.taken.add(engine.model_id)
@@ -163,10 +166,9 @@ class _Plan:
             self.looks_s.append(movable_s)
             self.taken.update(engine.model_id for engine in chosen)
             needed_bytes = max(0, needed_bytes - _freed_bytes(chosen))
-        # First what is still coming, so that those behind can use what is free already.
-        from_coming_bytes = min(self.coming_bytes, needed_bytes)
-        self.coming_bytes -= from_coming_bytes
-        self.free_bytes -= needed_bytes - from_coming_bytes
+        from_free_bytes = min(self.free_bytes, needed_bytes)
+        self.free_bytes -= from_free_bytes
+        self.coming_bytes -= needed_bytes - from_free_bytes
 
     def decision(self) -> Decision:
         """Return what has been decided."""
@@ -202,11 +204,16 @@ class _Plan:
         self.taken.add(engine.model_id)
         self.coming_bytes += engine.freed_bytes
         if engine.state == "asleep":
-            self.actions.append(Action("stop", engine.model_id, reason))
+            self._step("stop", engine, reason)
         elif engine.empty:
-            self.actions.append(Action("sleep", engine.model_id, reason))
+            self._step("sleep", engine, reason)
         else:
             self.drain[engine.model_id] = reason
+
+    def _step(self, kind: ActionKind, engine: EngineView, reason: str) -> None:
+        """Do as if it had been done: what is decided next takes it into account."""
+        self.actions.append(Action(kind, engine.model_id, reason))
+        self.engines[self.engines.index(engine)] = replace(engine, state=NEXT_STATE[kind])
 
 
 def _freed_bytes(engines: Iterable[EngineView]) -> int:

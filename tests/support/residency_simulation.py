@@ -13,13 +13,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from deployments.engine_view import EngineView, State
-from deployments.residency import Action, Decision, Limits, decide
+from deployments.residency import NEXT_STATE, Action, Decision, Limits, decide
 
 Policy = Callable[[list[EngineView], Limits, float], Decision]
 # What must hold after each step: the engines before the decision, the decision, the time.
 Watcher = Callable[[list[EngineView], Decision, float], None]
 
-NEXT_STATE: dict[str, State] = {"start": "starting", "wake": "waking", "sleep": "sleeping", "stop": "stopping"}
 END_STATE: dict[str, State] = {"starting": "awake", "waking": "awake", "sleeping": "asleep", "stopping": "cold"}
 
 

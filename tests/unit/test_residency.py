@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from residency_simulation import (
     END_STATE,
-    NEXT_STATE,
     Policy,
     Report,
     SimulatedModel,
@@ -19,7 +18,7 @@ from residency_simulation import (
 )
 
 from deployments.engine_view import EngineView, State
-from deployments.residency import Action, Decision, Limits, deadline_s, decide
+from deployments.residency import NEXT_STATE, Action, Decision, Limits, deadline_s, decide
 
 NOW_S = 1000.0
 LIMITS = Limits(budget_bytes=100, min_residency_s=5.0, max_starvation_s=60.0)
@@ -305,14 +304,14 @@ def test_asking_again_changes_nothing(
     shuffled = chance.sample(engines, len(engines))
     assert decide(shuffled, limits, NOW_S) == decision
     again = decide(applied(shuffled, decision), limits, NOW_S)
-    assert (again.actions, again.drain) == ((), decision.drain)
+    assert (again.actions, again.drain.keys()) == ((), decision.drain.keys())
     assert again.refused.keys() <= decision.refused.keys()
     # Nor does asking before the time given, if nothing has happened.
     until_s = NOW_S + 100 if again.wait_until_s is None else again.wait_until_s
     before_s = NOW_S + share * (until_s - NOW_S)
     if before_s < until_s and not any(NOW_S < (view.keep_awake_until_s or 0.0) <= before_s for view in engines):
         earlier = decide(applied(engines, decision), limits, before_s)
-        assert (earlier.actions, earlier.drain) == ((), decision.drain)
+        assert (earlier.actions, earlier.drain.keys()) == ((), decision.drain.keys())
 
 
 # Any traffic
