@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from deployments.forked_engine import PoolAddress
 from deployments.types import GenerateRequest, ModelSpec
 from deployments.wire import TokenDelta
 from tests.support.feeds import generate_request
-from tests.support.pools import running_pool
 from tests.support.service import CHAT_MODEL, MODELS
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -37,17 +35,16 @@ VLLM_SPEC = ModelSpec(
 )
 
 
-async def make_fake(_stack: AsyncExitStack, _logs: Path, _snapshot: Path) -> Engine:
+def make_fake(_snapshot: Path, _pool_address: PoolAddress) -> Engine:
     return FakeEngine(ModelSpec("fake", "", {"token_time_s": 0.001, "sleep_time_s": 0.001, "wake_time_s": 0.001}))
 
 
-async def make_vllm(_stack: AsyncExitStack, _logs: Path, snapshot: Path) -> Engine:
+def make_vllm(snapshot: Path, _pool_address: PoolAddress) -> Engine:
     return vllm_engine(None, snapshot)
 
 
-async def make_pooled(stack: AsyncExitStack, logs: Path, snapshot: Path) -> Engine:
-    pool = await stack.enter_async_context(running_pool(logs))
-    return vllm_engine(pool.address, snapshot)
+def make_pooled(snapshot: Path, pool_address: PoolAddress) -> Engine:
+    return vllm_engine(pool_address, snapshot)
 
 
 def vllm_engine(pool: PoolAddress | None, snapshot: Path) -> Engine:
@@ -69,21 +66,20 @@ def snapshot(making: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def engine(making: Any, snapshot: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Engine]:
-    async with AsyncExitStack() as stack:
-        made = await making(stack, tmp_path_factory.mktemp("logs"), snapshot)
-        with pytest.raises(EngineDiedError):
-            made.check()  # not started yet
-        await made.start()
-        if not isinstance(made, FakeEngine):
-            from tests.support.snapshots import describe  # noqa: PLC0415 - heavy
+async def engine(making: Any, snapshot: Path, pool_address: PoolAddress) -> AsyncIterator[Engine]:
+    made = making(snapshot, pool_address)
+    with pytest.raises(EngineDiedError):
+        made.check()  # not started yet
+    await made.start()
+    if not isinstance(made, FakeEngine):
+        from tests.support.snapshots import describe  # noqa: PLC0415 - heavy
 
-            describe(VLLM_SPEC, snapshot)
-        yield made
-        await made.stop()
-        with pytest.raises(EngineDiedError):
-            made.check()
-        await made.stop()  # harmless
+        describe(VLLM_SPEC, snapshot)
+    yield made
+    await made.stop()
+    with pytest.raises(EngineDiedError):
+        made.check()
+    await made.stop()  # harmless
 
 
 def ask(stream_id: str, max_tokens: int = 6, **sampling: object) -> GenerateRequest:

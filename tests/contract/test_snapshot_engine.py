@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from vllm.pooling_params import PoolingParams
 
+from deployments.forked_engine import PoolAddress
 from deployments.snapshot_builder import build_snapshot, origin_of, with_loader
 from deployments.types import EmbedRequest, GenerateRequest, ModelSpec
 from deployments.vllm_engine import VllmEngine
@@ -68,13 +69,15 @@ def without_weights(spec: ModelSpec, directory: Path) -> ModelSpec:
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.id)
-async def test_a_restored_engine_answers_as_the_one_that_was_built(spec: ModelSpec, tmp_path: Path) -> None:
+async def test_a_restored_engine_answers_as_the_one_that_was_built(
+    spec: ModelSpec, tmp_path: Path, pool_address: PoolAddress
+) -> None:
     disk = LocalTier("disk", tmp_path / "disk")
     origin = origin_of(spec, CHECKPOINT)
     built: list[AskedEngine] = []
 
     def make_engine(spec: ModelSpec) -> AskedEngine:
-        built.append(AskedEngine(spec))
+        built.append(AskedEngine(spec, pool_address))
         return built[-1]
 
     manifest = await build_snapshot(spec, origin, disk, make_engine)
@@ -82,7 +85,7 @@ async def test_a_restored_engine_answers_as_the_one_that_was_built(spec: ModelSp
     assert disk.ids() == [manifest.id]
 
     path = disk.path(manifest.id)
-    restored = AskedEngine(with_loader(without_weights(spec, tmp_path / "small"), snapshot=path))
+    restored = AskedEngine(with_loader(without_weights(spec, tmp_path / "small"), snapshot=path), pool_address)
     await restored.start()
     await restored.stop()
     assert restored.answer == built[0].answer is not None

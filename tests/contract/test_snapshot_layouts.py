@@ -1,32 +1,22 @@
 """Snapshots of models that hold their weights in other ways than most: tied, experts, quantized. Real vLLM."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 from tiny_models import make_experts, make_int8, make_tied
 
-from deployments.process_pool import ProcessPool
+from deployments.forked_engine import PoolAddress
 from deployments.snapshot_builder import build_snapshot, origin_of, with_loader
 from deployments.types import ModelSpec
 from storage.snapshot import verify
 from storage.tier import LocalTier
 from tests.contract.test_snapshot_engine import AskedEngine, without_weights
-from tests.support.pools import running_pool
-
-pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 ENGINE = {
     "dtype": "float32", "max_model_len": 128, "kv_cache_memory_bytes": 16 << 20, "enforce_eager": True,
     "skip_tokenizer_init": True,
 }  # fmt: skip
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def pool(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ProcessPool]:
-    async with running_pool(tmp_path_factory.mktemp("logs")) as running:
-        yield running
 
 
 @pytest.mark.parametrize(
@@ -38,15 +28,15 @@ async def pool(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Proces
     ],
 )
 async def test_it_answers_from_its_snapshot_as_from_its_checkpoint(
-    make: Callable[[Path], Path], quantization: str | None, held: str, pool: ProcessPool, tmp_path: Path
+    make: Callable[[Path], Path], quantization: str | None, held: str, pool_address: PoolAddress, tmp_path: Path
 ) -> None:
     spec = ModelSpec("tiny", str(make(tmp_path / "tiny")), ENGINE)
-    stock, built = AskedEngine(spec, pool.address), []
+    stock, built = AskedEngine(spec, pool_address), []
     await stock.start()
     await stock.stop()
 
     def make_engine(spec: ModelSpec) -> AskedEngine:
-        built.append(AskedEngine(spec, pool.address))
+        built.append(AskedEngine(spec, pool_address))
         return built[-1]
 
     disk = LocalTier("disk", tmp_path / "disk")
@@ -54,16 +44,16 @@ async def test_it_answers_from_its_snapshot_as_from_its_checkpoint(
     assert manifest.origin.quantization == quantization
     assert any(held in tensor.name for tensor in manifest.tensors)
     path = disk.path(manifest.id)
-    restored = AskedEngine(with_loader(without_weights(spec, tmp_path / "small"), snapshot=path), pool.address)
+    restored = AskedEngine(with_loader(without_weights(spec, tmp_path / "small"), snapshot=path), pool_address)
     await restored.start()
     await restored.stop()
     assert restored.answer == built[0].answer == stock.answer is not None
     verify(manifest, path)  # serving has changed nothing in it
 
 
-async def test_tied_weights_are_held_once(tmp_path: Path, pool: ProcessPool) -> None:
+async def test_tied_weights_are_held_once(tmp_path: Path, pool_address: PoolAddress) -> None:
     spec = ModelSpec("tiny", str(make_tied(tmp_path / "tiny")), ENGINE)
     disk = LocalTier("disk", tmp_path / "disk")
     origin = origin_of(spec, "0" * 64)
-    manifest = await build_snapshot(spec, origin, disk, lambda spec: AskedEngine(spec, pool.address))
+    manifest = await build_snapshot(spec, origin, disk, lambda spec: AskedEngine(spec, pool_address))
     assert [tensor.name for tensor in manifest.tensors if "lm_head" in tensor.name] == []

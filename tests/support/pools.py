@@ -1,13 +1,15 @@
 """Process pools for tests, and a look at the processes of their engines."""
 
 import asyncio
+import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import psutil
 
+from deployments.forked_engine import PoolAddress
 from deployments.process_pool import ProcessPool
 
 
@@ -20,6 +22,25 @@ async def running_pool(log_directory: Path) -> AsyncIterator[ProcessPool]:
         yield pool
     finally:
         await pool.stop()
+
+
+@contextmanager
+def background_pool(log_directory: Path) -> Iterator[PoolAddress]:
+    """A pool for tests with event loops of their own: it is looked after in a thread."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        running = running_pool(log_directory)
+        pool = asyncio.run_coroutine_threadsafe(running.__aenter__(), loop).result()
+        try:
+            yield pool.address
+        finally:
+            asyncio.run_coroutine_threadsafe(running.__aexit__(None, None, None), loop).result()
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
 
 
 def engine_processes(pool: ProcessPool, log_end: str = "") -> list[psutil.Process]:
