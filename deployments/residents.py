@@ -226,6 +226,8 @@ class Residents:
         now_s = time.monotonic()
         for resident in self._residents.values():
             self._look_at(resident, now_s)
+            # First, so that what has just become awake serves those it woke for before its place is given away.
+            self._admit(resident)
         decision = decide([self._view(resident) for resident in self._residents.values()], self._limits, now_s)
         self._draining = decision.drain
         for model_id, reason in decision.refused.items():
