@@ -16,7 +16,7 @@ from deployments.snapshot_builder import with_loader
 from deployments.types import AdapterRef, EmbedRequest, GenerateRequest, ModelSpec
 from deployments.vllm_engine import VllmEngine
 from storage.weights import rank_file
-from tests.support.memory import children_pss_bytes
+from tests.support.memory import children_private_bytes, children_pss_bytes
 from tests.support.service import ADAPTERS, CHAT_MODEL, EMBEDDING_MODEL, MODELS
 from tests.support.snapshots import changed, describe, one_value_negated
 
@@ -185,7 +185,7 @@ async def test_many_cycles_change_no_answer_and_keep_no_memory(sleeper: Sleeper)
     asleep_bytes = []
     for _ in range(CYCLES):
         await sleeper.engine.sleep()
-        asleep_bytes.append(children_pss_bytes())
+        asleep_bytes.append(children_private_bytes())
         await sleeper.engine.wake(sleeper.snapshot)
         assert await sleeper.ask() == sleeper.answer
     tenth = CYCLES // 10
