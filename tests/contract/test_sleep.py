@@ -189,4 +189,5 @@ async def test_many_cycles_change_no_answer_and_keep_no_memory(sleeper: Sleeper)
         await sleeper.engine.wake(sleeper.snapshot)
         assert await sleeper.ask() == sleeper.answer
     tenth = CYCLES // 10
-    assert max(asleep_bytes[-tenth:]) - max(asleep_bytes[:tenth]) < NOISE_BYTES
+    # The least of several: how much of the heap can be given back differs from sleep to sleep.
+    assert min(asleep_bytes[-tenth:]) - min(asleep_bytes[:tenth]) < NOISE_BYTES
