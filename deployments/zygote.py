@@ -19,6 +19,7 @@ import socket
 import sys
 from pathlib import Path
 
+from setproctitle import setproctitle as set_process_title
 from vllm.config import VllmConfig
 from vllm.platforms import current_platform
 from vllm.plugins import load_general_plugins
@@ -71,8 +72,11 @@ def serve(listener: socket.socket, owner: socket.socket) -> None:
 
 def main() -> None:
     """Preload, listen on the socket named on the command line, say so, serve."""
-    preload()
     path = Path(sys.argv[1])
+    # The place for a title is found by the environment of the program's start, which forked processes give up: from now
+    # on they know it, and vLLM can name its processes.
+    set_process_title("FlashServe::Zygote")
+    preload()
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(str(path))

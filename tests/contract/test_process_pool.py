@@ -127,7 +127,10 @@ def child_of(parent: psutil.Process, processes: list[psutil.Process]) -> psutil.
 
 async def test_two_forked_at_once_answer_as_engines_without_a_pool(pool: ProcessPool) -> None:
     forked = await asyncio.gather(started(CHAT, pool), started(EMBEDDING, pool))
-    assert len(engine_processes(pool)) == 6  # a launcher, a core and a worker each
+    processes = engine_processes(pool)
+    assert len(processes) == 6  # a launcher, a core and a worker each
+    titles = [process.cmdline()[0] for process in processes]
+    assert titles.count("VLLM::EngineCore") == titles.count("VLLM::Worker") == 2
     answers = await asyncio.gather(*(answer(engine) for engine in forked))
     for engine in forked:
         stages_s = engine.start_stages_s()
