@@ -3,32 +3,23 @@
 Named in ``serve_config.yaml`` as ``import_path: app.builder:build_app``.
 """
 
-from pathlib import Path
 from typing import Any
 
 from ray import serve
 from ray.serve import Application
 
-from app.config import AppConfig, ModelConfig, PoolConfig, StorageConfig, disk_dir, dram_dir, parse_config
-from app.errors import ConfigError
-from deployments.errors import EngineArgumentError
+from app.config import AppConfig, PoolConfig, parse_config
+from app.model_specs import check_models, store_config
 from deployments.nodes import NodeKeeper
 from deployments.replica import ServedEngineReplica
 from deployments.residency import Limits
-from deployments.types import AdapterSpec, ModelSpec
-from storage.checkpoint import SourceCache
-from storage.errors import AdapterError, StorageError
-from storage.source import Adapter, adapters_in
+from deployments.types import ModelSpec
 from storage.store import StoreConfig
 
 NO_LIMIT_BYTES = 1 << 62
 # How long a busy engine keeps others waiting, and how long any model may be kept waiting by its patient objective.
 MIN_RESIDENCY_S = 5.0
 MAX_STARVATION_S = 30.0
-
-DEFAULT_KV_BYTES = 512 * 1024 * 1024
-# Measured: an engine's two processes and what they import, beside weights and KV cache.
-ENGINE_OVERHEAD_BYTES = 1_500_000_000
 
 # Engines start and load weights before a replica is of use, and end in order when it goes.
 _HEALTH = {"health_check_period_s": 5, "health_check_timeout_s": 30}
@@ -72,79 +63,6 @@ def build_app(args: dict[str, Any]) -> Application:
         max_body_bytes=config.gateway.max_body_bytes,
         header_wait_s=config.admission.header_wait_s,
     )
-
-
-def store_config(storage: StorageConfig) -> StoreConfig:
-    """Return what a node's store is told."""
-    return StoreConfig(
-        dram_dir=dram_dir(storage),
-        dram_bytes=storage.dram_bytes,
-        disk_dir=disk_dir(storage),
-        disk_bytes=storage.disk_bytes,
-        s3_endpoint_url=storage.s3.endpoint_url,
-    )
-
-
-def check_models(config: AppConfig) -> list[ModelSpec]:
-    """Return what the replicas host, after checking files, adapters and engine arguments.
-
-    Raises:
-        ConfigError: with every problem that was found.
-    """
-    specs, problems = [], []
-    storage = store_config(config.storage)
-    sources = SourceCache(storage.disk_dir, storage.s3_endpoint_url)
-    for index, model in enumerate(config.models):
-        try:
-            specs.append(_spec(model, config.pool_of(model.id), sources))
-        except StorageError as error:
-            problems.append(f"models[{index}]: {error}")
-        except EngineArgumentError as error:
-            key = f".{error.key}" if error.key else ""
-            problems.append(f"models[{index}].engine{key}: {error.reason}")
-    if problems:
-        raise ConfigError(tuple(problems))
-    return specs
-
-
-def _spec(model: ModelConfig, pool: PoolConfig, sources: SourceCache) -> ModelSpec:
-    from deployments.engine_args import check_engine_arguments, engine_config  # noqa: PLC0415 - imports vLLM
-
-    source = sources.localize(model.source)
-    check_engine_arguments(model.id, model.engine)
-    lora = model.lora
-    adapters = adapters_in(lora.source) if lora and lora.source else []
-    spec = ModelSpec(
-        id=model.id,
-        path=str(source.directory),
-        source=source.url if source.is_remote else "",
-        engine=model.engine,
-        lora_enabled=lora is not None,
-        max_loras=lora.max_loras if lora else 1,
-        max_lora_rank=lora.max_rank if lora else 16,
-        adapters=tuple(_adapter_spec(adapter, lora.max_rank) for adapter in adapters) if lora else (),
-        device="gpu" if pool.num_gpus else "cpu",
-        keep_awake_s=model.keep_awake_s,
-        ttft_slo_s=model.slo.ttft_s,
-        pin=model.pin,
-        awake_bytes=engine_bytes(model, source.directory),
-    )
-    if spec.device == "cpu":
-        # For a GPU this needs the device, which the machine that builds the application may not have.
-        engine_config(spec)
-    return spec
-
-
-def engine_bytes(model: ModelConfig, directory: Path) -> int:
-    """Estimate the memory of a model's engine, for as long as nobody has measured it."""
-    weights_bytes = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
-    return weights_bytes + int(model.engine.get("kv_cache_memory_bytes", DEFAULT_KV_BYTES)) + ENGINE_OVERHEAD_BYTES
-
-
-def _adapter_spec(adapter: Adapter, max_rank: int) -> AdapterSpec:
-    if adapter.rank > max_rank:
-        raise AdapterError(str(adapter.path), f"its rank is {adapter.rank}, and 'lora.max_rank' allows {max_rank}")
-    return AdapterSpec(adapter.id, str(adapter.path), adapter.digest)
 
 
 def _nodes(storage: StoreConfig, config: AppConfig) -> Application:

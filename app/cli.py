@@ -35,7 +35,7 @@ def serve(
     plan = read_plan(config_file)
     check_machine(plan)
     with console.status("Checking the configuration …"):
-        from app.builder import check_models  # noqa: PLC0415 - imports Ray and vLLM
+        from app.model_specs import check_models  # noqa: PLC0415 - imports vLLM
 
         check_models(plan.config)
     raise typer.Exit(run(plan, log_file, console))
@@ -44,8 +44,8 @@ def serve(
 @cli.command()
 def check(config_file: ConfigFile = Path("serve_config.yaml")) -> None:
     """Check a config file: keys, values, model and adapter files, engine arguments."""
-    from app.builder import check_models  # noqa: PLC0415 - imports Ray
     from app.launch import read_plan  # noqa: PLC0415
+    from app.model_specs import check_models  # noqa: PLC0415 - imports vLLM
 
     specs = check_models(read_plan(config_file).config)
     for spec in specs:

@@ -22,7 +22,7 @@ import psutil
 import yaml
 from rich.console import Console
 
-from app.config import AppConfig, dram_dir, parse_config
+from app.config import AppConfig, ModelConfig, dram_dir, parse_config
 from app.errors import ConfigError, LaunchError
 
 START_TIMEOUT_S = 600.0
@@ -43,6 +43,7 @@ DEPLOYMENT_FAILED = "failed with exception"
 # Measured: an engine's two processes and what they import, beside weights and KV cache.
 ENGINE_OVERHEAD_BYTES = 1_500_000_000
 SERVICE_OVERHEAD_BYTES = 2_500_000_000
+DEFAULT_KV_BYTES = 512 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -121,10 +122,14 @@ def memory_needed_bytes(config: AppConfig) -> int:
         pool = config.pool_of(model.id)
         if pool.num_gpus:
             continue
-        weights_bytes = sum(file.stat().st_size for file in Path(model.source).expanduser().glob("*.safetensors"))
-        kv_bytes = int(model.engine.get("kv_cache_memory_bytes", 512 * 1024 * 1024))
-        total_bytes += (weights_bytes + kv_bytes + ENGINE_OVERHEAD_BYTES) * pool.min_replicas
+        total_bytes += engine_bytes(model, Path(model.source).expanduser()) * pool.min_replicas
     return total_bytes
+
+
+def engine_bytes(model: ModelConfig, directory: Path) -> int:
+    """Estimate the memory of a model's engine on a CPU, for as long as nobody has measured it."""
+    weights_bytes = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+    return weights_bytes + int(model.engine.get("kv_cache_memory_bytes", DEFAULT_KV_BYTES)) + ENGINE_OVERHEAD_BYTES
 
 
 def run(plan: Plan, log_file: Path, console: Console) -> int:

@@ -51,9 +51,9 @@ def build(
     directory: Directory = DEFAULT_DIRECTORY,
 ) -> None:
     """Build the snapshots of configured models that are not there yet."""
-    from app.builder import check_models  # noqa: PLC0415 - imports vLLM
     from app.errors import ConfigError  # noqa: PLC0415
     from app.launch import read_plan  # noqa: PLC0415
+    from app.model_specs import check_models  # noqa: PLC0415 - imports vLLM
     from deployments.snapshot_builder import build_snapshot, origin_of  # noqa: PLC0415
     from deployments.vllm_engine import VllmEngine  # noqa: PLC0415
 

@@ -1,0 +1,91 @@
+"""From a model of the configuration to what a replica is told to host, checked: files, adapters, engine arguments."""
+
+from app.config import AppConfig, ModelConfig, PoolConfig, StorageConfig, disk_dir, dram_dir
+from app.errors import ConfigError
+from app.launch import engine_bytes
+from deployments.errors import EngineArgumentError
+from deployments.types import AdapterSpec, ModelSpec
+from storage.checkpoint import SourceCache
+from storage.errors import AdapterError, StorageError
+from storage.source import Adapter, adapters_in
+from storage.store import StoreConfig
+
+
+def store_config(storage: StorageConfig) -> StoreConfig:
+    """Return what a node's store is told."""
+    return StoreConfig(
+        dram_dir=dram_dir(storage),
+        dram_bytes=storage.dram_bytes,
+        disk_dir=disk_dir(storage),
+        disk_bytes=storage.disk_bytes,
+        s3_endpoint_url=storage.s3.endpoint_url,
+    )
+
+
+def check_models(config: AppConfig) -> list[ModelSpec]:
+    """Return what the replicas host, after checking files, adapters and engine arguments.
+
+    Raises:
+        ConfigError: with every problem that was found.
+    """
+    specs: list[ModelSpec] = []
+    problems: list[str] = []
+    storage = store_config(config.storage)
+    sources = SourceCache(storage.disk_dir, storage.s3_endpoint_url)
+    for index, model in enumerate(config.models):
+        try:
+            specs.append(check_model(model, config.pool_of(model.id), sources))
+        except ConfigError as error:
+            problems += (f"models[{index}]{problem}" for problem in error.problems)
+    if problems:
+        raise ConfigError(tuple(problems))
+    return specs
+
+
+def check_model(model: ModelConfig, pool: PoolConfig, sources: SourceCache) -> ModelSpec:
+    """Return what the replicas of ``pool`` host for ``model``; imports vLLM and reads the model's small files.
+
+    Raises:
+        ConfigError: its one problem begins with what follows the model's own path in the configuration.
+    """
+    try:
+        return _spec(model, pool, sources)
+    except StorageError as error:
+        raise ConfigError((f": {error}",)) from error
+    except EngineArgumentError as error:
+        key = f".{error.key}" if error.key else ""
+        raise ConfigError((f".engine{key}: {error.reason}",)) from error
+
+
+def _spec(model: ModelConfig, pool: PoolConfig, sources: SourceCache) -> ModelSpec:
+    from deployments.engine_args import check_engine_arguments, engine_config  # noqa: PLC0415 - imports vLLM
+
+    source = sources.localize(model.source)
+    check_engine_arguments(model.id, model.engine)
+    lora = model.lora
+    adapters = adapters_in(lora.source) if lora and lora.source else []
+    spec = ModelSpec(
+        id=model.id,
+        path=str(source.directory),
+        source=source.url if source.is_remote else "",
+        engine=model.engine,
+        lora_enabled=lora is not None,
+        max_loras=lora.max_loras if lora else 1,
+        max_lora_rank=lora.max_rank if lora else 16,
+        adapters=tuple(_adapter_spec(adapter, lora.max_rank) for adapter in adapters) if lora else (),
+        device="gpu" if pool.num_gpus else "cpu",
+        keep_awake_s=model.keep_awake_s,
+        ttft_slo_s=model.slo.ttft_s,
+        pin=model.pin,
+        awake_bytes=engine_bytes(model, source.directory),
+    )
+    if spec.device == "cpu":
+        # For a GPU this needs the device, which the machine that builds the application may not have.
+        engine_config(spec)
+    return spec
+
+
+def _adapter_spec(adapter: Adapter, max_rank: int) -> AdapterSpec:
+    if adapter.rank > max_rank:
+        raise AdapterError(str(adapter.path), f"its rank is {adapter.rank}, and 'lora.max_rank' allows {max_rank}")
+    return AdapterSpec(adapter.id, str(adapter.path), adapter.digest)
