@@ -61,8 +61,19 @@ class AdapterRef(TypedDict):
     digest: str
 
 
+class Place(TypedDict):
+    """Where a request wants to go, by Serve's ids of replicas; one that isn't there is no reason to fail."""
+
+    replica_id: NotRequired[str | None]
+    avoid_id: NotRequired[str | None]
+
+
 class GenerateRequest(TypedDict):
-    """One sequence to generate. ``sampling`` holds the fields of vLLM's SamplingParams as builtin types."""
+    """One sequence to generate. ``sampling`` holds the fields of vLLM's SamplingParams as builtin types.
+
+    ``delivered_token_ids`` are output tokens that came out of an earlier attempt: the engine goes on behind them, as if
+    it had made them itself, and yields only what is new.
+    """
 
     stream_id: str
     model_id: str
@@ -73,6 +84,15 @@ class GenerateRequest(TypedDict):
     priority: NotRequired[int]
     cache_salt: NotRequired[str | None]
     keep_awake_s: NotRequired[float | None]
+    delivered_token_ids: NotRequired[list[int]]
+    place: NotRequired[Place]
+
+
+class MoveRequest(TypedDict):
+    """Asks a replica to have its streams of a model taken elsewhere."""
+
+    model_id: str
+    place: NotRequired[Place]
 
 
 class GenerateSummary(TypedDict):
