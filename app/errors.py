@@ -5,6 +5,7 @@ AppError
 ├── InvalidRequestError   the request is wrong; names the field
 ├── ModelNotFoundError    no model or adapter of that name
 ├── BodyTooLargeError     the request's body is over the limit
+├── RequestEndsEnginesError  engines ended under the request, one after the other; it is not tried again
 ├── ServiceUnreachableError  no service answers where the command line looks for one
 ├── LaunchError           the machine can't run the service, or it didn't come up
 └── ApiError              what ``app.client`` raises: an error answer of the service
@@ -21,6 +22,7 @@ from deployments.errors import (
     EngineUnavailableError,
     FeedError,
     RequestRejectedError,
+    ResumeUnsupportedError,
 )
 
 
@@ -77,6 +79,21 @@ class BodyTooLargeError(AppError):
         return f"The request's body is larger than {self.limit_bytes} bytes."
 
 
+class RequestEndsEnginesError(AppError):
+    """``count`` engines of ``model_id`` ended while they worked on the request, without a token between them."""
+
+    def __init__(self, model_id: str, count: int) -> None:
+        super().__init__(model_id, count)
+        self.model_id = model_id
+        self.count = count
+
+    def __str__(self) -> str:
+        return (
+            f"{self.count} engines of model '{self.model_id}' ended while they worked on this request; "
+            "it is not tried again."
+        )
+
+
 class ServiceUnreachableError(AppError):
     """No FlashServe answers at ``url``."""
 
@@ -123,6 +140,9 @@ _STATUS: dict[type[Exception], HTTPStatus] = {
     EngineStartError: HTTPStatus.SERVICE_UNAVAILABLE,
     EngineDiedError: HTTPStatus.SERVICE_UNAVAILABLE,
     FeedError: HTTPStatus.SERVICE_UNAVAILABLE,
+    ResumeUnsupportedError: HTTPStatus.SERVICE_UNAVAILABLE,
+    # Not 503: whoever sends it again ends more engines.
+    RequestEndsEnginesError: HTTPStatus.INTERNAL_SERVER_ERROR,
 }
 
 _TYPE = {

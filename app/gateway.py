@@ -21,7 +21,9 @@ from ray.serve.exceptions import RayServeException
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from app.engine_client import RemoteEngineClient, translated
+from app.attempts import translated
+from app.carrier import ModelPool
+from app.engine_client import RemoteEngineClient
 from app.errors import AppError, InvalidRequestError
 from app.metrics import scrape
 from app.openai_layer import REQUEST_TYPES, OpenAILayer, Operation
@@ -204,7 +206,7 @@ class Gateway:
             spec.id,
             config=config,
             supported_tasks=tasks,
-            replicas=replicas,
+            pool=ModelPool(replicas),
             streams=self._streams,
             adapters=adapters,
         )

@@ -17,7 +17,7 @@ from deployments.types import EngineDescription, EngineState
 # Failed starts, or early deaths, until a model is given up for a while.
 MAX_FAILURES = 3
 # An engine that lived longer than this did not die of how it was started.
-FORGIVE_AFTER_S = 600.0
+FORGIVE_AFTER_S = 10.0
 # A model that failed is tried again when it is asked for after this long: what was wrong may have been mended.
 RETRY_FAILED_AFTER_S = 60.0
 _SMOOTHING = 0.5

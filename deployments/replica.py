@@ -10,7 +10,7 @@ from collections.abc import Callable
 from ray import serve
 
 from deployments.engine import Engine
-from deployments.errors import EngineDiedError, FeedError
+from deployments.errors import EngineDiedError, FeedError, ReplicaLeavingError
 from deployments.feed import Feeds, GatewayFeed
 from deployments.nodes import NodeClient
 from deployments.residency import Limits
@@ -22,7 +22,9 @@ from deployments.types import (
     GenerateRequest,
     GenerateSummary,
     ModelSpec,
+    MoveRequest,
 )
+from deployments.wire import MOVE, TokenDelta
 from storage.store import StoreConfig
 
 
@@ -35,6 +37,8 @@ class EngineReplica:
         self._feeds = Feeds()
         self._residents = Residents(models, make_engine, limits, max_wait_s)
         self._residents.run()
+        self._is_leaving = False
+        self._streaming: dict[str, tuple[str, GatewayFeed]] = {}
 
     async def generate(self, request: GenerateRequest) -> GenerateSummary:
         """Generate one sequence; its deltas go to the gateway's feed, the summary comes back when it has ended.
@@ -42,13 +46,19 @@ class EngineReplica:
         Cancelling the call stops the generation; so does the gateway's end.
 
         Raises:
-            UnknownModelError, EngineUnavailableError, EngineDiedError, RequestRejectedError, FeedError.
+            UnknownModelError, EngineUnavailableError, EngineDiedError, RequestRejectedError,
+            ResumeUnsupportedError, FeedError.
         """
         feed = await self._feeds.open(request["reply_to"])
         work = asyncio.ensure_future(self._generate(request, feed))
         forget = feed.on_lost(work.cancel)
         try:
             return await work
+        except EngineDiedError as error:
+            if self._is_leaving:
+                # It was ended: no reason to suspect the request.
+                raise ReplicaLeavingError(request["model_id"], "the replica is stopping") from error
+            raise
         except asyncio.CancelledError:
             if feed.lost:
                 raise FeedError(feed.address, "the gateway went away") from None
@@ -59,8 +69,20 @@ class EngineReplica:
             forget()
 
     async def _generate(self, request: GenerateRequest, feed: GatewayFeed) -> GenerateSummary:
-        async with self._residents.use(request["model_id"], keep_awake_s=request.get("keep_awake_s")) as engine:
-            return await _stream(engine, request, feed)
+        stream_id, model_id = request["stream_id"], request["model_id"]
+        self._streaming[stream_id] = (model_id, feed)
+        try:
+            async with self._residents.use(model_id, keep_awake_s=request.get("keep_awake_s")) as engine:
+                return await _stream(engine, request, feed)
+        finally:
+            self._streaming.pop(stream_id, None)
+
+    async def move(self, request: MoveRequest) -> int:
+        """Have the gateways take the streams of a model to other replicas; return how many, before any has gone."""
+        streams = [(key, feed) for key, (model, feed) in self._streaming.items() if model == request["model_id"]]
+        for stream_id, feed in streams:
+            feed.send(TokenDelta(stream_id, [], stop_reason=MOVE))
+        return len(streams)
 
     async def embed(self, request: EmbedRequest) -> Embedding:
         """Pool one prompt. Raises as ``generate``, but for FeedError."""
@@ -97,6 +119,7 @@ class EngineReplica:
 
     async def close(self) -> None:
         """End every engine with its processes, and the feeds."""
+        self._is_leaving = True
         self._feeds.close()
         await self._residents.close()
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from deployments.engine import Engine
 from deployments.engine_view import EngineView
-from deployments.errors import EngineUnavailableError, UnknownModelError
+from deployments.errors import EngineUnavailableError, ReplicaLeavingError, UnknownModelError
 from deployments.lifecycle import RETRY_FAILED_AFTER_S, EngineLifecycle
 from deployments.residency import Action, Limits, decide
 from deployments.types import EngineDescription, ModelSpec
@@ -139,7 +139,7 @@ class Residents:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         for resident in self._residents.values():
-            self._turn_away(resident, "the replica is stopping")
+            self._turn_away(resident, "the replica is stopping", ReplicaLeavingError)
         await asyncio.gather(*(resident.life.close() for resident in self._residents.values()))
 
     async def stop(self, model_id: str) -> None:
@@ -202,10 +202,12 @@ class Residents:
                 ticket.set_result(engine)
         resident.waiting.clear()
 
-    def _turn_away(self, resident: _Resident, reason: str) -> None:
+    def _turn_away(
+        self, resident: _Resident, reason: str, kind: type[EngineUnavailableError] = EngineUnavailableError
+    ) -> None:
         for ticket in resident.waiting:
             if not ticket.done():
-                ticket.set_exception(EngineUnavailableError(resident.spec.id, reason))
+                ticket.set_exception(kind(resident.spec.id, reason))
         resident.waiting.clear()
 
     async def _look_after(self) -> None:

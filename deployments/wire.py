@@ -13,6 +13,7 @@ import msgspec
 
 _LENGTH = struct.Struct(">I")
 MAX_FRAME_BYTES = 64 * 1024 * 1024
+MOVE = "move"
 
 # (token ids, log probabilities, rank of the sampled token): the sampled token first, then the top ones by rank.
 LogprobRow = tuple[list[int], list[float], int]
@@ -28,7 +29,8 @@ class TokenDelta(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):
     """What one stream gained since its last delta.
 
     ``token_ids`` are new output tokens; ``logprobs`` has a row for each of them when asked for. ``prompt_logprobs``
-    and ``cached_tokens`` come with the first delta. ``finish_reason`` is set on the last one.
+    and ``cached_tokens`` come with the first delta. ``finish_reason`` is set on the last one. A delta that is nothing
+    but a ``stop_reason`` of ``MOVE`` asks the gateway to take the stream to another replica.
     """
 
     stream_id: str

@@ -1,0 +1,76 @@
+"""Where Serve calls of this process run, and which replicas are going: what Serve's router knows and handles don't say.
+
+Covers: one process's calls for sequences, by their attempts. Does not cover: choosing a replica (``router``), what to
+do about one that goes (the gateway's ``carrier``). Serve makes the router, so the two meet at a name of this module.
+"""
+
+import asyncio
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+
+@dataclass
+class _Watched:
+    on_going: Callable[[], None]
+    replica_id: str | None = None
+
+
+class Placements:
+    """One event loop."""
+
+    def __init__(self) -> None:
+        self._watched: dict[str, _Watched] = {}
+        self._replicas: dict[str, frozenset[str]] = {}
+        self._changed = asyncio.Event()
+
+    def watch(self, attempt_id: str, on_going: Callable[[], None]) -> None:
+        """Call ``on_going`` when the replica that the attempt runs on is to take no more requests."""
+        self._watched[attempt_id] = _Watched(on_going)
+
+    def forget(self, attempt_id: str) -> None:
+        """Stop watching; harmless for an attempt that isn't watched."""
+        self._watched.pop(attempt_id, None)
+
+    def replica_of(self, attempt_id: str) -> str | None:
+        """Return where a watched attempt runs; None while that isn't known."""
+        watched = self._watched.get(attempt_id)
+        return None if watched is None else watched.replica_id
+
+    async def another_than(self, attempt_id: str) -> None:
+        """Return once there is a replica, in the same deployment, other than that of the attempt."""
+        while True:
+            own = self.replica_of(attempt_id)
+            homes = [ids for ids in self._replicas.values() if own in ids] or list(self._replicas.values())
+            if any(ids - {own} for ids in homes):
+                return
+            self._changed.clear()
+            await self._changed.wait()
+
+    def placed(self, attempt_id: str, replica_id: str) -> None:
+        """Say where an attempt runs; the router's part."""
+        watched = self._watched.get(attempt_id)
+        if watched is None:
+            return
+        watched.replica_id = replica_id
+        if not any(replica_id in ids for ids in self._replicas.values()):
+            watched.on_going()
+
+    def replicas(self, deployment: str, replica_ids: Collection[str]) -> None:
+        """Say which replicas of a deployment take requests; the router's part."""
+        before, now = self._replicas.get(deployment, frozenset()), frozenset(replica_ids)
+        self._replicas[deployment] = now
+        self._changed.set()
+        gone = before - now
+        for watched in [watched for watched in self._watched.values() if watched.replica_id in gone]:
+            watched.on_going()
+
+    def counts(self, attempt_ids: Collection[str]) -> dict[str, int]:
+        """Return how many of these attempts each replica has."""
+        replica_ids = [replica_id for attempt in attempt_ids if (replica_id := self.replica_of(attempt)) is not None]
+        return {replica_id: replica_ids.count(replica_id) for replica_id in set(replica_ids)}
+
+    def __repr__(self) -> str:
+        return f"<Placements {len(self._watched)} attempts, {self._replicas!r}>"
+
+
+PLACEMENTS = Placements()
