@@ -32,6 +32,7 @@ from vllm.v1.engine.parallel_sampling import ParentRequest
 from app.core_outputs import core_output
 from app.engineless import EnginelessClient
 from app.errors import status_of
+from app.keep_alive import SAMPLING_ARGUMENT
 from app.streams import TokenStreams
 from deployments.errors import DeploymentError, EngineDiedError, FeedError, RequestRejectedError
 from deployments.types import AdapterRef, EmbedRequest, GenerateRequest
@@ -52,11 +53,15 @@ class _Sequence:
 
 
 class RemoteEngineClient(EnginelessClient):
-    """One base model and its adapters, served by the replicas behind ``replicas`` (a Serve deployment handle)."""
+    """One base model and its adapters, served by the replicas behind ``replicas`` (a Serve deployment handle).
+
+    ``revision`` is that of the spec it was made for (``ModelSpec.revision``).
+    """
 
     def __init__(  # noqa: PLR0913 - what a client is made of
         self,
         model_id: str,
+        revision: str,
         *,
         config: VllmConfig,
         supported_tasks: list[str],
@@ -65,6 +70,8 @@ class RemoteEngineClient(EnginelessClient):
         adapters: Mapping[str, AdapterRef],
     ) -> None:
         self.model_id = model_id
+        self._revision = revision
+        self._retired = False
         self.vllm_config = config
         self.model_config = config.model_config
         self.renderer = renderer_from_config(config)
@@ -138,6 +145,7 @@ class RemoteEngineClient(EnginelessClient):
         ask: EmbedRequest = {
             "stream_id": request.request_id,
             "model_id": self.model_id,
+            "revision": self._revision,
             "prompt_token_ids": list(request.prompt_token_ids),
             "pooling": msgspec.to_builtins(request.pooling_params),
             "adapter": self._adapter(lora_request),
@@ -190,12 +198,14 @@ class RemoteEngineClient(EnginelessClient):
         ask: GenerateRequest = {
             "stream_id": request.request_id,
             "model_id": self.model_id,
+            "revision": self._revision,
             "prompt_token_ids": list(request.prompt_token_ids),
             "sampling": msgspec.to_builtins(request.sampling_params),
             "reply_to": self._streams.reply_to,
             "adapter": self._adapter(request.lora_request),
             "priority": request.priority,
             "cache_salt": request.cache_salt,
+            "keep_awake_s": (request.sampling_params.extra_args or {}).get(SAMPLING_ARGUMENT),
         }
         self._sequences[request.request_id] = sequence
         self._streams.expect(request.request_id, self)
@@ -219,6 +229,8 @@ class RemoteEngineClient(EnginelessClient):
             sequence.finished.set()
             if cancel:
                 self._cancel(sequence)
+            if self._retired and not self._sequences:
+                self.shutdown()
 
     def _end(self, sequences: Iterable[_Sequence]) -> None:
         for sequence in sequences:
@@ -264,6 +276,12 @@ class RemoteEngineClient(EnginelessClient):
     async def add_lora(self, lora_request: LoRARequest) -> bool:
         """Accept: the replica loads an adapter with its first request, after the builder has checked its files."""
         return lora_request.lora_name in self._adapters
+
+    def retire(self) -> None:
+        """Shut down once the requests under way have ended; there will be no new ones."""
+        self._retired = True
+        if not self._sequences:
+            self.shutdown()
 
     def shutdown(self, timeout: float | None = None) -> None:  # noqa: ARG002
         """End this client's threads; the replicas live on."""
