@@ -141,8 +141,15 @@ class AppConfig(_Section):
     storage: StorageConfig = StorageConfig()
 
     def pool_of(self, model_id: str) -> PoolConfig:
-        """Return the first pool that hosts the model."""
-        return next(pool for pool in self.pools if pool.models == "*" or model_id in pool.models)
+        """Return the first pool that hosts the model.
+
+        Raises:
+            ConfigError: none does.
+        """
+        for pool in self.pools:
+            if pool.models == "*" or model_id in pool.models:
+                return pool
+        raise ConfigError((f"id: no pool hosts '{model_id}'",))
 
 
 def parse_config(args: Any) -> AppConfig:
@@ -159,6 +166,14 @@ def parse_config(args: Any) -> AppConfig:
     if problems:
         raise ConfigError(problems)
     return config
+
+
+def parse_model(args: Any) -> ModelConfig:
+    """Check one model's section by itself. Raises ConfigError as ``parse_config``, with paths inside the section."""
+    try:
+        return ModelConfig.model_validate(args)
+    except ValidationError as error:
+        raise ConfigError(tuple(_problem(detail, ModelConfig) for detail in error.errors())) from error
 
 
 def _conflicts(config: AppConfig) -> Iterable[str]:
@@ -178,11 +193,11 @@ def _conflicts(config: AppConfig) -> Iterable[str]:
             yield f"models[{index}].id: no pool hosts '{model_id}'"
 
 
-def _problem(detail: ErrorDetails) -> str:
+def _problem(detail: ErrorDetails, root: Any = AppConfig) -> str:
     location = detail["loc"]
     path = path_text(location)
     if detail["type"] == "extra_forbidden":
-        return f"{path}: there is no such key{_nearest(str(location[-1]), _keys_at(location[:-1]))}"
+        return f"{path}: there is no such key{_nearest(str(location[-1]), _keys_at(root, location[:-1]))}"
     if detail["type"] == "missing":
         return f"{path}: this key is required"
     message = detail["msg"].removeprefix("Value error, ")
@@ -203,8 +218,8 @@ def path_text(location: Iterable[int | str]) -> str:
     return text or "args"
 
 
-def _keys_at(location: tuple[int | str, ...]) -> list[str]:
-    section: Any = AppConfig
+def _keys_at(root: Any, location: tuple[int | str, ...]) -> list[str]:
+    section = root
     for part in location:
         if isinstance(part, int):
             continue

@@ -29,17 +29,22 @@ from vllm.v1.engine.parallel_sampling import ParentRequest
 from app.carrier import ModelPool, SequenceCarrier, embedded
 from app.core_outputs import core_output
 from app.engineless import EnginelessClient
+from app.keep_alive import SAMPLING_ARGUMENT
 from app.streams import TokenStreams
 from deployments.types import AdapterRef, EmbedRequest, GenerateRequest
 from deployments.wire import MOVE, TokenDelta
 
 
 class RemoteEngineClient(EnginelessClient):
-    """One base model and its adapters, served by the replicas of ``pool``."""
+    """One base model and its adapters, served by the replicas of ``pool``.
+
+    ``revision`` is that of the spec it was made for (``ModelSpec.revision``).
+    """
 
     def __init__(  # noqa: PLR0913 - what a client is made of
         self,
         model_id: str,
+        revision: str,
         *,
         config: VllmConfig,
         supported_tasks: list[str],
@@ -48,6 +53,8 @@ class RemoteEngineClient(EnginelessClient):
         adapters: Mapping[str, AdapterRef],
     ) -> None:
         self.model_id = model_id
+        self._revision = revision
+        self._retired = False
         self.vllm_config = config
         self.model_config = config.model_config
         self.renderer = renderer_from_config(config)
@@ -124,6 +131,7 @@ class RemoteEngineClient(EnginelessClient):
         ask: EmbedRequest = {
             "stream_id": request.request_id,
             "model_id": self.model_id,
+            "revision": self._revision,
             "prompt_token_ids": list(request.prompt_token_ids),
             "pooling": msgspec.to_builtins(request.pooling_params),
             "adapter": self._adapter(lora_request),
@@ -153,6 +161,7 @@ class RemoteEngineClient(EnginelessClient):
             if delta.finish_reason is not None:
                 self._carrying.pop(carrier.stream_id, None)
                 self.forget(delta.stream_id)
+                self._shut_down_if_done()
         # A stop string was found in the text: the replica doesn't know yet.
         for stream_id in self._outputs.process_outputs(outputs).reqs_to_abort:
             self._cancel(stream_id)
@@ -192,12 +201,14 @@ class RemoteEngineClient(EnginelessClient):
         ask: GenerateRequest = {
             "stream_id": request.request_id,
             "model_id": self.model_id,
+            "revision": self._revision,
             "prompt_token_ids": list(request.prompt_token_ids),
             "sampling": msgspec.to_builtins(request.sampling_params),
             "reply_to": self._streams.reply_to,
             "adapter": self._adapter(request.lora_request),
             "priority": request.priority,
             "cache_salt": request.cache_salt,
+            "keep_awake_s": (request.sampling_params.extra_args or {}).get(SAMPLING_ARGUMENT),
         }
         carrier = SequenceCarrier(ask, self._pool, self)
         carrying = asyncio.get_running_loop().create_task(carrier.carry())
@@ -217,6 +228,11 @@ class RemoteEngineClient(EnginelessClient):
         carrying = self._carrying.pop(stream_id, None)
         if carrying is not None:
             carrying.cancel()
+            self._shut_down_if_done()
+
+    def _shut_down_if_done(self) -> None:
+        if self._retired and not self._carrying:
+            self.shutdown()
 
     async def _core_request(
         self, request_id: str, prompt: Any, params: SamplingParams | PoolingParams, **arguments: Any
@@ -249,6 +265,11 @@ class RemoteEngineClient(EnginelessClient):
     async def add_lora(self, lora_request: LoRARequest) -> bool:
         """Accept: the replica loads an adapter with its first request, after the builder has checked its files."""
         return lora_request.lora_name in self._adapters
+
+    def retire(self) -> None:
+        """Shut down once the requests under way have ended; there will be no new ones."""
+        self._retired = True
+        self._shut_down_if_done()
 
     def shutdown(self, timeout: float | None = None) -> None:  # noqa: ARG002
         """End this client's threads; the replicas live on."""

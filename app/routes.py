@@ -78,6 +78,19 @@ class Service(Protocol):
         """End a model's engine once its requests have ended; it stays cold until it is asked for."""
         ...
 
+    async def put_model(self, model_id: str, section: dict[str, Any]) -> None:
+        """Add a model, or change the one of that id, given as its section of the configuration without the id.
+
+        Raises:
+            ConfigError: something in it is wrong; nothing has changed.
+            CatalogueError: it could not be kept; nothing has changed.
+        """
+        ...
+
+    async def remove_model(self, model_id: str) -> None:
+        """Serve a model no longer; its requests under way end first. Raises ModelNotFoundError, CatalogueError."""
+        ...
+
     async def tiers(self) -> dict[str, Any]:
         """Return what each node's tiers hold."""
         ...
@@ -160,6 +173,16 @@ def _add_service_routes(app: FastAPI, service: Service) -> None:
 def _add_admin_routes(app: FastAPI, service: Service) -> None:
     @app.get("/admin/models")
     async def admin_models() -> dict[str, dict[str, EngineDescription]]:
+        return {"models": await service.engines()}
+
+    @app.put("/admin/models/{model_id:path}", responses=_ERRORS)
+    async def admin_put_model(model_id: str, section: dict[str, Any]) -> dict[str, dict[str, EngineDescription]]:
+        await service.put_model(model_id, section)
+        return {"models": await service.engines()}
+
+    @app.delete("/admin/models/{model_id:path}", responses=_ERRORS)
+    async def admin_remove_model(model_id: str) -> dict[str, dict[str, EngineDescription]]:
+        await service.remove_model(model_id)
         return {"models": await service.engines()}
 
     @app.post("/admin/wake", responses=_ERRORS)

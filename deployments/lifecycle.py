@@ -183,6 +183,8 @@ class EngineLifecycle:
             "wakes": self.wakes,
             "requests": requests,
             "waiting": waiting,
+            "awake_bytes": self.awake_bytes,
+            "asleep_bytes": self.asleep_bytes,
             "is_up": self.measured_start_s is not None and self.state not in {"failed", "stopped"},
             "start": engine.start_report() if engine is not None else {"weights_from": "", "stages_s": {}},
         }

@@ -6,15 +6,18 @@ awake (``residents``), which replica gets a request (Serve's router) and text (t
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 from ray import serve
 
 from deployments.engine import Engine
-from deployments.errors import EngineDiedError, FeedError, ReplicaLeavingError
+from deployments.errors import EngineDiedError, EngineUnavailableError, FeedError, ReplicaLeavingError
 from deployments.feed import Feeds, GatewayFeed
+from deployments.hosting import HostedModels
 from deployments.nodes import NodeClient
 from deployments.residency import Limits
 from deployments.residents import Residents
+from deployments.start_metrics import StartMetrics
 from deployments.types import (
     Embedding,
     EmbedRequest,
@@ -27,18 +30,29 @@ from deployments.types import (
 from deployments.wire import MOVE, TokenDelta
 from storage.store import StoreConfig
 
+# How long a request waits for the replica to hear of a model, or of its change, as the gateway has.
+CATCH_UP_S = 5.0
+
 
 class EngineReplica:
     """Plain class; ``ServedEngineReplica`` is what Serve deploys. Every argument and result is a builtin type."""
 
     def __init__(
-        self, models: list[ModelSpec], make_engine: Callable[[ModelSpec], Engine], limits: Limits, max_wait_s: float
+        self,
+        catalogue: Any,
+        pool: str,
+        make_engine: Callable[[ModelSpec], Engine],
+        limits: Limits,
+        max_wait_s: float,
     ) -> None:
+        """``catalogue`` is a Serve handle that knows the models of ``pool``."""
         self._feeds = Feeds()
-        self._residents = Residents(models, make_engine, limits, max_wait_s)
+        self._residents = Residents([], make_engine, limits, max_wait_s)
         self._residents.run()
         self._is_leaving = False
         self._streaming: dict[str, tuple[str, GatewayFeed]] = {}
+        self._hosted = HostedModels(catalogue, pool, self._residents.host)
+        self._hosted.run()
 
     async def generate(self, request: GenerateRequest) -> GenerateSummary:
         """Generate one sequence; its deltas go to the gateway's feed, the summary comes back when it has ended.
@@ -49,6 +63,7 @@ class EngineReplica:
             UnknownModelError, EngineUnavailableError, EngineDiedError, RequestRejectedError,
             ResumeUnsupportedError, FeedError.
         """
+        await self._catch_up(request["model_id"], request.get("revision"))
         feed = await self._feeds.open(request["reply_to"])
         work = asyncio.ensure_future(self._generate(request, feed))
         forget = feed.on_lost(work.cancel)
@@ -86,11 +101,21 @@ class EngineReplica:
 
     async def embed(self, request: EmbedRequest) -> Embedding:
         """Pool one prompt. Raises as ``generate``, but for FeedError."""
+        await self._catch_up(request["model_id"], request.get("revision"))
         async with self._residents.use(request["model_id"]) as engine:
             return await engine.embed(request)
 
+    async def _catch_up(self, model_id: str, revision: str | None) -> None:
+        """Let the news of a model arrive that the gateway has heard of already."""
+        if self._residents.hosts(model_id, revision):
+            return
+        await self._hosted.until(lambda: self._residents.hosts(model_id, revision), CATCH_UP_S)
+        if self._residents.hosts(model_id, None) and not self._residents.hosts(model_id, revision):
+            raise EngineUnavailableError(model_id, "it is being changed")
+
     async def describe(self) -> dict[str, EngineDescription]:
         """Return each model's engine with its state."""
+        await self._hosted.until(lambda: True)
         return self._residents.describe()
 
     async def supported_tasks(self, model_id: str) -> list[str]:
@@ -99,28 +124,34 @@ class EngineReplica:
         Raises:
             UnknownModelError, EngineUnavailableError.
         """
+        await self._catch_up(model_id, None)
         return await self._residents.supported_tasks(model_id)
 
     async def wake(self, model_id: str) -> None:
         """Wake a model ahead of requests, also one that failed. Raises as ``supported_tasks``."""
+        await self._catch_up(model_id, None)
         await self._residents.wake(model_id)
 
     async def sleep(self, model_id: str) -> None:
         """Put a model to sleep once its requests have ended. Raises UnknownModelError."""
+        await self._catch_up(model_id, None)
         await self._residents.sleep(model_id)
 
     async def stop(self, model_id: str) -> None:
         """End a model's engine once its requests have ended. Raises UnknownModelError."""
+        await self._catch_up(model_id, None)
         await self._residents.stop(model_id)
 
     async def check_health(self) -> None:
         """Serve's health check: raises when nobody looks after the engines; one that failed is no reason."""
         self._residents.check()
+        self._hosted.check()
 
     async def close(self) -> None:
         """End every engine with its processes, and the feeds."""
         self._is_leaving = True
         self._feeds.close()
+        self._hosted.close()
         await self._residents.close()
 
     def __repr__(self) -> str:
@@ -130,9 +161,10 @@ class EngineReplica:
 class ServedEngineReplica(EngineReplica):
     """What Serve deploys: Serve calls ``__del__`` by hand when it shuts a replica down, and awaits it."""
 
-    def __init__(self, models: list[ModelSpec], storage: StoreConfig, limits: Limits, max_wait_s: float) -> None:
+    def __init__(self, catalogue: Any, pool: str, storage: StoreConfig, limits: Limits, max_wait_s: float) -> None:
         node = NodeClient(serve.get_replica_context().app_name, storage)
-        super().__init__(models, lambda spec: _staged_engine(spec, node), limits, max_wait_s)
+        metrics = StartMetrics()
+        super().__init__(catalogue, pool, lambda spec: _staged_engine(spec, node, metrics), limits, max_wait_s)
 
     async def __del__(self) -> None:
         await self.close()
@@ -154,8 +186,8 @@ async def _stream(engine: Engine, request: GenerateRequest, feed: GatewayFeed) -
     raise EngineDiedError(request["model_id"])
 
 
-def _staged_engine(spec: ModelSpec, node: NodeClient) -> Engine:
+def _staged_engine(spec: ModelSpec, node: NodeClient, metrics: StartMetrics) -> Engine:
     from deployments.staged_engine import StagedEngine  # noqa: PLC0415 - imports vLLM, the heaviest there is
     from deployments.vllm_engine import VllmEngine  # noqa: PLC0415
 
-    return StagedEngine(spec, node, VllmEngine)
+    return StagedEngine(spec, node, VllmEngine, metrics)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,10 +21,10 @@ from tests.support.service import CHAT_MODEL
 
 
 @pytest.fixture
-async def pool(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Pool]:
+async def pool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[Pool]:
     monkeypatch.setattr(residents, "LOOK_PERIOD_S", 0.01)
     monkeypatch.setattr(lifecycle, "FORGIVE_AFTER_S", 0.0)
-    made = Pool()
+    made = Pool(tmp_path)
     yield made
     await made.close()
 

@@ -2,8 +2,6 @@
 
 import asyncio
 import subprocess
-import time
-from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -12,6 +10,7 @@ import pytest
 from openai import OpenAI
 
 from tests.support.service import CHAT_MODEL, EMBEDDING_MODEL, Service, command
+from tests.support.waiting import until
 
 QUESTION = [{"role": "user", "content": "Tell me a very long story about a fox."}]
 LONG = {"model": CHAT_MODEL, "messages": QUESTION, "max_tokens": 900, "ignore_eos": True, "temperature": 0}
@@ -20,14 +19,6 @@ LONG = {"model": CHAT_MODEL, "messages": QUESTION, "max_tokens": 900, "ignore_eo
 def running(service: Service) -> int:
     """Sequences that the chat model's engine has in hand."""
     return int(httpx.get(f"{service.url}/admin/models").json()["models"][CHAT_MODEL]["requests"])
-
-
-def until(holds: Callable[[], Any], within_s: float) -> float:
-    begin_s = time.monotonic()
-    while not holds():
-        assert time.monotonic() - begin_s < within_s, f"did not hold within {within_s} s"
-        time.sleep(0.02)
-    return time.monotonic() - begin_s
 
 
 @pytest.mark.parametrize("n", [1, 3])

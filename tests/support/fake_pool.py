@@ -6,6 +6,7 @@ Real sockets and real vLLM on the gateway's side. The engines need no model, so 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from app.carrier import ModelPool
+from app.catalogue import Catalogue, Entry
 from app.engine_client import RemoteEngineClient
 from app.resumption import RetryLimits
 from app.streams import TokenStreams
@@ -23,6 +25,7 @@ from deployments.placements import Placements
 from deployments.replica import EngineReplica
 from deployments.residency import Limits
 from deployments.types import ModelSpec
+from tests.support.handles import LocalHandle
 from tests.support.service import CHAT_MODEL, MODELS
 
 LIMITS = RetryLimits(patience_s=5.0, first_wait_s=0.001, longest_wait_s=0.01)
@@ -62,7 +65,8 @@ class Call:
 class Pool:
     """Stands for a Serve handle: replicas of this process, one after the other as they end."""
 
-    def __init__(self) -> None:
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
         self.engines: list[FakeEngine] = []
         # Those that have ended are kept: their numbers are their ids.
         self.replicas: list[EngineReplica] = []
@@ -82,7 +86,8 @@ class Pool:
 
     def begin(self) -> None:
         limits = Limits(10_000, min_residency_s=0.05, max_starvation_s=1.0)
-        self.replicas.append(EngineReplica([self.spec], self._make, limits, 5.0))
+        catalogue = LocalHandle(Catalogue([Entry(self.spec, {}, "pool", {})], self._directory))
+        self.replicas.append(EngineReplica(catalogue, "pool", self._make, limits, 5.0))
         self._tell()
 
     def leave(self, index: int) -> None:
@@ -154,8 +159,8 @@ async def client_of(pool: Pool) -> AsyncIterator[RemoteEngineClient]:
     await streams.listen("127.0.0.1")
     config = await asyncio.to_thread(engine_config, CONFIG_SPEC)
     made = RemoteEngineClient(
-        CHAT_MODEL, config=config, supported_tasks=["generate", "embed"], streams=streams, adapters={},
-        pool=ModelPool(pool, LIMITS, pool.placements),
+        CHAT_MODEL, pool.spec.revision, config=config, supported_tasks=["generate", "embed"],
+        streams=streams, adapters={}, pool=ModelPool(pool, LIMITS, pool.placements),
     )  # fmt: skip
     try:
         yield made
