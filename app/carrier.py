@@ -16,6 +16,7 @@ from app.attempts import as_vllm_error, failure_of, translated
 from app.errors import RequestEndsEnginesError
 from app.migration import ResumeCost, another_round
 from app.resumption import GiveUp, History, RetryLimits, after_failure
+from app.stream_metrics import StreamMetrics
 from deployments.errors import FeedError
 from deployments.placements import PLACEMENTS, Placements
 from deployments.types import Embedding, EmbedRequest, GenerateRequest, Place
@@ -49,17 +50,35 @@ class ModelPool:
     """A Serve handle."""
     limits: RetryLimits = field(default_factory=RetryLimits)
     placements: Placements = PLACEMENTS
+    metrics: StreamMetrics | None = None
     cost: ResumeCost = field(default_factory=ResumeCost)
     resumes: int = 0
     moves: int = 0
+
+    def count_resume(self, failure: str) -> None:
+        """Count an attempt that is followed by another."""
+        self.resumes += 1
+        if self.metrics is not None:
+            self.metrics.resumed(failure)
+
+    def count_move(self) -> None:
+        """Count a hand-over."""
+        self.moves += 1
+        if self.metrics is not None:
+            self.metrics.moved()
+
+    def count_given_up(self, reason: str) -> None:
+        """Count a request that was lost for good."""
+        if self.metrics is not None:
+            self.metrics.given_up(reason)
 
 
 class FailureCount:
     """What one request has been through, and so whether it is asked for again."""
 
-    def __init__(self, model_id: str, limits: RetryLimits) -> None:
+    def __init__(self, model_id: str, pool: ModelPool) -> None:
         self._model_id = model_id
-        self._limits = limits
+        self._pool = pool
         self._history = History()
 
     def wait_s(self, error: BaseException, delivered: int) -> float:
@@ -75,16 +94,18 @@ class FailureCount:
             delivered=delivered,
             now_s=time.monotonic(),
             chance=random.random(),  # noqa: S311 - spreads streams, hides nothing
-            limits=self._limits,
+            limits=self._pool.limits,
         )
         if isinstance(decision, GiveUp):
             if failure != "refused" and self._history.failures > 1:
                 logger.warning("a request for %s is given up (%s): %s", self._model_id, decision.reason, error)
+                self._pool.count_given_up(decision.reason)
             if decision.reason == "ends engines":
                 count = self._history.engines_since_token
                 raise as_vllm_error(RequestEndsEnginesError(self._model_id, count)) from error
             raise translated(error, self._model_id) from error
         logger.info("%s under a request for %s; again in %.2f s", failure, self._model_id, decision.wait_s)
+        self._pool.count_resume(failure)
         return decision.wait_s
 
 
@@ -101,7 +122,7 @@ class SequenceCarrier:
         self._ask = ask
         self._pool = pool
         self._desk = desk
-        self._failures = FailureCount(ask["model_id"], pool.limits)
+        self._failures = FailureCount(ask["model_id"], pool)
         self._asked = 0
         self._ended = asyncio.Event()
         self._current: asyncio.Task[None] | None = None
@@ -153,7 +174,6 @@ class SequenceCarrier:
             if self._ended.is_set() or (self._target is not None and isinstance(error, asyncio.CancelledError)):
                 return
             wait_s = self._failures.wait_s(error, len(self.delivered) - before)
-            self._pool.resumes += 1
             await asyncio.sleep(wait_s)
 
     async def _attempt(self, attempt_id: str) -> None:
@@ -199,7 +219,7 @@ class SequenceCarrier:
             self._target = place
             # Otherwise the source has been lost meanwhile, and this is where to go on.
             if not self._current.done():
-                self._pool.moves += 1
+                self._pool.count_move()
                 self._current.cancel()
 
     async def _prepare(self, place: Place) -> Place:
@@ -251,7 +271,7 @@ def _is_stopped(error: BaseException) -> bool:
 
 async def embedded(ask: EmbedRequest, pool: ModelPool) -> Embedding:
     """Return what a replica makes of a prompt, asking again when it is lost. Raises as ``SequenceCarrier.carry``."""
-    failures = FailureCount(ask["model_id"], pool.limits)
+    failures = FailureCount(ask["model_id"], pool)
     while True:
         response = pool.replicas.embed.remote(ask)
         try:

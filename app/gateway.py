@@ -32,6 +32,7 @@ from app.model_specs import check_model
 from app.openai_layer import REQUEST_TYPES, OpenAILayer, Operation
 from app.responses import error_answer
 from app.routes import build_http_app
+from app.stream_metrics import StreamMetrics
 from app.streams import TokenStreams
 from deployments.engine_args import engine_config
 from deployments.errors import DeploymentError
@@ -300,7 +301,7 @@ class Gateway:
             configured.revision,
             config=config,
             supported_tasks=tasks,
-            pool=ModelPool(replicas),
+            pool=ModelPool(replicas, metrics=StreamMetrics(spec.id)),
             streams=self._streams,
             adapters=adapters,
         )

@@ -8,7 +8,7 @@ import random
 from typing import Any
 
 from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
-from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
+from ray.serve.request_router import PendingRequest, RunningReplica
 
 from deployments.placements import PLACEMENTS
 from deployments.types import Place
@@ -45,8 +45,14 @@ class ReplicaRouter(PowerOfTwoChoicesRequestRouter):
             PLACEMENTS.placed(ask["stream_id"], replica_id.unique_id)
 
     def _fulfill_next_pending_request(self, replica: RunningReplica, request_metadata: Any = None) -> None:
-        # Serve's gives the replica to whoever has waited longest, which need not be who asked for this one.
-        RequestRouter._fulfill_next_pending_request(self, replica, request_metadata)  # noqa: SLF001
+        # Serve's own gives the replica to whoever has waited longest, which need not be who asked for this one. Nor
+        # do ids tell: the calls that one request makes share theirs.
+        for pending in self._pending_requests_to_fulfill:
+            if pending.metadata is request_metadata and not pending.future.done():
+                self._record_queue_wait_time(pending)
+                pending.future.set_result(replica)
+                self._remove_pending_request_from_indices(pending)
+                return
 
 
 def _place(pending_request: PendingRequest | None) -> Place | None:
