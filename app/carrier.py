@@ -7,19 +7,14 @@ whether there is another attempt (``resumption``), how many rounds a move takes 
 
 import asyncio
 import logging
-import random
 import time
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
-from app.attempts import as_vllm_error, failure_of, translated
-from app.errors import RequestEndsEnginesError
-from app.migration import ResumeCost, another_round
-from app.resumption import GiveUp, History, RetryLimits, after_failure
-from app.stream_metrics import StreamMetrics
+from app.attempts import failure_of
+from app.migration import another_round
+from app.model_pool import FailureCount, ModelPool, is_stopped
 from deployments.errors import FeedError
-from deployments.placements import PLACEMENTS, Placements
-from deployments.types import Embedding, EmbedRequest, GenerateRequest, Place
+from deployments.types import GenerateRequest, Place
 from deployments.wire import MOVE, TokenDelta
 
 # How long a stream waits for its last tokens after the replica said that it has sent them all.
@@ -40,73 +35,6 @@ class Desk(Protocol):
     def forget(self, attempt_id: str) -> None:
         """Drop whatever still comes for the attempt."""
         ...
-
-
-@dataclass
-class ModelPool:
-    """What the sequences of one model have in common: where they are asked for, and what that has cost so far."""
-
-    replicas: Any
-    """A Serve handle."""
-    limits: RetryLimits = field(default_factory=RetryLimits)
-    placements: Placements = PLACEMENTS
-    metrics: StreamMetrics | None = None
-    cost: ResumeCost = field(default_factory=ResumeCost)
-    resumes: int = 0
-    moves: int = 0
-
-    def count_resume(self, failure: str) -> None:
-        """Count an attempt that is followed by another."""
-        self.resumes += 1
-        if self.metrics is not None:
-            self.metrics.resumed(failure)
-
-    def count_move(self) -> None:
-        """Count a hand-over."""
-        self.moves += 1
-        if self.metrics is not None:
-            self.metrics.moved()
-
-    def count_given_up(self, reason: str) -> None:
-        """Count a request that was lost for good."""
-        if self.metrics is not None:
-            self.metrics.given_up(reason)
-
-
-class FailureCount:
-    """What one request has been through, and so whether it is asked for again."""
-
-    def __init__(self, model_id: str, pool: ModelPool) -> None:
-        self._model_id = model_id
-        self._pool = pool
-        self._history = History()
-
-    def wait_s(self, error: BaseException, delivered: int) -> float:
-        """Return how long to wait before the next attempt; ``delivered`` counts the tokens of the failed one.
-
-        Raises:
-            What the client is told, as vLLM's OpenAI classes know it, if there is no next attempt.
-        """
-        failure = failure_of(error)
-        self._history, decision = after_failure(
-            self._history,
-            failure,
-            delivered=delivered,
-            now_s=time.monotonic(),
-            chance=random.random(),  # noqa: S311 - spreads streams, hides nothing
-            limits=self._pool.limits,
-        )
-        if isinstance(decision, GiveUp):
-            if failure != "refused" and self._history.failures > 1:
-                logger.warning("a request for %s is given up (%s): %s", self._model_id, decision.reason, error)
-                self._pool.count_given_up(decision.reason)
-            if decision.reason == "ends engines":
-                count = self._history.engines_since_token
-                raise as_vllm_error(RequestEndsEnginesError(self._model_id, count)) from error
-            raise translated(error, self._model_id) from error
-        logger.info("%s under a request for %s; again in %.2f s", failure, self._model_id, decision.wait_s)
-        self._pool.count_resume(failure)
-        return decision.wait_s
 
 
 class SequenceCarrier:
@@ -169,7 +97,7 @@ class SequenceCarrier:
         try:
             await self._current
         except (Exception, asyncio.CancelledError) as error:
-            if _is_stopped(error):
+            if is_stopped(error):
                 raise
             if self._ended.is_set() or (self._target is not None and isinstance(error, asyncio.CancelledError)):
                 return
@@ -201,6 +129,7 @@ class SequenceCarrier:
         source_id, placements = self.attempt_id, self._pool.placements
         rests = [len(self._ask["prompt_token_ids"]) + len(self.delivered)]
         place: Place = {"avoid_id": placements.replica_of(source_id)}
+        engines_lost = 0
         await placements.another_than(source_id)
         while another_round(rests, self._pool.cost):
             known, begin_s = len(self.delivered), time.monotonic()
@@ -208,7 +137,10 @@ class SequenceCarrier:
                 place = await self._prepare(place)
             except Exception as error:  # noqa: BLE001 - whatever it is, the source goes on
                 logger.warning("a stream of %s is to move and has not: %s", self._ask["model_id"], error)
-                if failure_of(error) == "refused":
+                failure = failure_of(error)
+                engines_lost += failure == "engine died"
+                # It may be the stream that ends engines; where it is, it goes on.
+                if failure == "refused" or engines_lost >= self._pool.limits.max_engines:
                     return
                 await asyncio.sleep(MOVE_AGAIN_S)
                 await placements.another_than(source_id)
@@ -261,25 +193,3 @@ class SequenceCarrier:
 
     def __repr__(self) -> str:
         return f"<SequenceCarrier {self.stream_id}, asked {self._asked} times, {len(self.delivered)} tokens>"
-
-
-def _is_stopped(error: BaseException) -> bool:
-    """Tell the cancelling of this task from a replica's, which Serve passes on."""
-    task = asyncio.current_task()
-    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
-
-
-async def embedded(ask: EmbedRequest, pool: ModelPool) -> Embedding:
-    """Return what a replica makes of a prompt, asking again when it is lost. Raises as ``SequenceCarrier.carry``."""
-    failures = FailureCount(ask["model_id"], pool)
-    while True:
-        response = pool.replicas.embed.remote(ask)
-        try:
-            return await response
-        except (Exception, asyncio.CancelledError) as error:
-            if _is_stopped(error):
-                raise
-            wait_s = failures.wait_s(error, delivered=0)
-        finally:
-            response.cancel()
-        await asyncio.sleep(wait_s)

@@ -22,12 +22,12 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from app.attempts import translated
-from app.carrier import ModelPool
 from app.catalogue import Entry
 from app.config import AppConfig, parse_model
 from app.engine_client import RemoteEngineClient
 from app.errors import AppError, InvalidRequestError, ModelNotFoundError
 from app.metrics import scrape
+from app.model_pool import ModelPool
 from app.model_specs import check_model
 from app.openai_layer import REQUEST_TYPES, OpenAILayer, Operation
 from app.responses import error_answer

@@ -14,6 +14,7 @@ import random
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,6 @@ from tests.support.conversations import CONVERSATIONS, Outcome, converse
 from tests.support.service import CHAT_MODEL, Service, demo_args, deployed
 
 VICTIMS = ("engine core", "worker", "replica")
-# An engine that ends sooner than it is forgiven for its start is given up for a while; so many are not for this test.
-ENGINE_REST_S = 11.0
 STREAM_TIMEOUT_S = 240.0
 SETTLE_S = 60.0
 SEEDS = 3
@@ -82,18 +81,22 @@ class Plan:
     at_once: int = 10
     max_tokens: int = 80
     seed: int = 0
+    # The third engine in a row that ends sooner than this after its start has its model given up for a while.
+    rest_s: float = 11.0
 
 
 class Stress:
     """One run against a service that is up."""
 
-    def __init__(self, service: Service, plan: Plan) -> None:
+    def __init__(self, service: Service, plan: Plan, victims: Sequence[str] = VICTIMS) -> None:
         self._service = service
         self._plan = plan
+        self._victims = victims
         self._random = random.Random(plan.seed)  # noqa: S311
         self._counts = Counts()
         self._expected: dict[tuple[str, int], Outcome] = {}
         self._gateway_kills = 0
+        self._engines = len(service.processes("VLLM::Worker"))
         self._running = 0
         self._began = asyncio.Event()
 
@@ -148,7 +151,8 @@ class Stress:
                 return
 
     async def _kill_all(self, http: httpx.AsyncClient) -> None:
-        victims = [VICTIMS[i % len(VICTIMS)] for i in range(self._plan.kills)] + ["gateway"] * self._plan.gateway_kills
+        victims = [self._victims[i % len(self._victims)] for i in range(self._plan.kills)]
+        victims += ["gateway"] * self._plan.gateway_kills
         self._random.shuffle(victims)
         for victim in victims:
             await asyncio.sleep(self._random.uniform(0.2, 1.5))
@@ -181,16 +185,13 @@ class Stress:
         while time.monotonic() < deadline_s:
             workers = self._service.processes("VLLM::Worker")
             now_s = time.time()
-            if len(workers) >= self._replicas() and all(_age_s(worker, now_s) > ENGINE_REST_S for worker in workers):
+            if len(workers) >= self._engines and all(_age_s(worker, now_s) > self._plan.rest_s for worker in workers):
                 try:
                     if (await http.get("/health", timeout=10)).is_success:
                         return
                 except httpx.HTTPError:
                     pass
             await asyncio.sleep(0.3)
-
-    def _replicas(self) -> int:
-        return max(1, len(self._service.processes("ServeReplica:flashserve:Engines-default")))
 
     async def _migrate_all(self, http: httpx.AsyncClient) -> None:
         while self._counts.streams_moved < self._plan.migrations:
