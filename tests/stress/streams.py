@@ -96,6 +96,7 @@ class Stress:
         self._counts = Counts()
         self._expected: dict[tuple[str, int], Outcome] = {}
         self._gateway_kills = 0
+        self._is_gateway_down = False
         self._engines = len(service.processes("VLLM::Worker"))
         self._running = 0
         self._began = asyncio.Event()
@@ -129,7 +130,7 @@ class Stress:
     async def _stream(self, http: httpx.AsyncClient, request: tuple[str, int], places: asyncio.Semaphore) -> None:
         async with places:
             while True:
-                gateway_kills = self._gateway_kills
+                gateway_kills, is_gateway_down = self._gateway_kills, self._is_gateway_down
                 self._running += 1
                 self._began.set()
                 try:
@@ -143,7 +144,8 @@ class Stress:
                     outcome = Outcome(error=repr(error))
                 finally:
                     self._running -= 1
-                if outcome != self._expected[request] and gateway_kills != self._gateway_kills:
+                is_broken = is_gateway_down or gateway_kills != self._gateway_kills
+                if outcome != self._expected[request] and is_broken:
                     self._counts.broken_with_their_gateway += 1
                     await self._healthy(http)
                     continue
@@ -164,9 +166,11 @@ class Stress:
                 continue
             if victim == "gateway":
                 self._gateway_kills += 1
+                self._is_gateway_down = True
             process.kill()
             self._counts.kills[victim] += 1
             await self._healthy(http)
+            self._is_gateway_down = False
 
     def _choose(self, victim: str) -> psutil.Process | None:
         now_s = time.time()
