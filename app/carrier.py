@@ -9,6 +9,7 @@ import asyncio
 import logging
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -50,6 +51,8 @@ class ModelPool:
     limits: RetryLimits = field(default_factory=RetryLimits)
     placements: Placements = PLACEMENTS
     cost: ResumeCost = field(default_factory=ResumeCost)
+    choose: Callable[[GenerateRequest, ResumeCost], Place | None] = lambda _ask, _cost: None
+    """Returns the replica for a sequence that isn't sent to a certain one; None to leave that to Serve."""
     resumes: int = 0
     moves: int = 0
 
@@ -158,7 +161,7 @@ class SequenceCarrier:
 
     async def _attempt(self, attempt_id: str) -> None:
         place, self._target = self._target, None
-        ask = self._next_ask(attempt_id, place)
+        ask = self._next_ask(attempt_id, place or self._pool.choose(self._ask, self._pool.cost))
         if self.delivered and place is None:
             self._resumed_at = (time.monotonic(), len(ask["prompt_token_ids"]) + len(self.delivered))
         self._desk.expect(attempt_id, self)

@@ -27,6 +27,7 @@ from app.catalogue import Entry
 from app.config import AppConfig, parse_model
 from app.engine_client import RemoteEngineClient
 from app.errors import AppError, InvalidRequestError, ModelNotFoundError
+from app.fleet import Fleets
 from app.metrics import scrape
 from app.model_specs import check_model
 from app.openai_layer import REQUEST_TYPES, OpenAILayer, Operation
@@ -35,6 +36,7 @@ from app.routes import build_http_app
 from app.streams import TokenStreams
 from deployments.engine_args import engine_config
 from deployments.errors import DeploymentError
+from deployments.placements import PLACEMENTS
 from deployments.types import AdapterRef, EngineDescription
 from storage.checkpoint import SourceCache
 from storage.store import StoreConfig
@@ -74,7 +76,8 @@ class Gateway:
         self._nodes = nodes
         self._sources = SourceCache(storage.disk_dir, storage.s3_endpoint_url)
         self.header_wait_s = config.admission.header_wait_s
-        self._streams = TokenStreams()
+        self._fleets = Fleets(pools, PLACEMENTS)
+        self._streams = TokenStreams(self._fleets)
         self._layer = OpenAILayer(self._prepare)
         self._entries: dict[str, Entry] = {}
         self._version: str | None = None
@@ -83,7 +86,7 @@ class Gateway:
         self._building: dict[str, asyncio.Task[None]] = {}
         self._beginning: set[asyncio.Task[None]] = set()
         loop = asyncio.get_running_loop()
-        self._listening = loop.create_task(self._streams.listen(ray.util.get_node_ip_address()))
+        self._listening = loop.create_task(self._listen())
         self._following = loop.create_task(self._follow())
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -204,6 +207,7 @@ class Gateway:
         """Close the feeds, which ends what replicas generate for this gateway."""
         for task in (self._listening, self._following, *self._beginning, *self._building.values()):
             task.cancel()
+        self._fleets.close()
         self._streams.close()
 
     async def _answer(self, operation: Operation, body: dict[str, Any]) -> Any:
@@ -218,6 +222,10 @@ class Gateway:
 
     def _pool(self, model_id: str) -> Any:
         return self._pools[self._entries[model_id].pool]
+
+    async def _listen(self) -> None:
+        await self._streams.listen(ray.util.get_node_ip_address())
+        self._fleets.run(self._streams.reply_to)
 
     async def _follow(self) -> None:
         while True:
@@ -284,7 +292,7 @@ class Gateway:
             configured.revision,
             config=config,
             supported_tasks=tasks,
-            pool=ModelPool(replicas),
+            pool=ModelPool(replicas, choose=self._fleets.of(entry.pool).place_for),
             streams=self._streams,
             adapters=adapters,
         )

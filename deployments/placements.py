@@ -64,6 +64,10 @@ class Placements:
         for watched in [watched for watched in self._watched.values() if watched.replica_id in gone]:
             watched.on_going()
 
+    def replica_ids(self, deployment: str) -> frozenset[str]:
+        """Return the replicas of a deployment that take requests, as far as its router has said."""
+        return self._replicas.get(deployment, frozenset())
+
     def counts(self, attempt_ids: Collection[str]) -> dict[str, int]:
         """Return how many of these attempts each replica has."""
         replica_ids = [replica_id for attempt in attempt_ids if (replica_id := self.replica_of(attempt)) is not None]

@@ -105,6 +105,13 @@ class MoveRequest(TypedDict):
     place: NotRequired[Place]
 
 
+class NewsRequest(TypedDict):
+    """Asks a replica to tell a gateway how things stand with it."""
+
+    reply_to: ReplyTo
+    place: NotRequired[Place]
+
+
 class GenerateSummary(TypedDict):
     """What ``generate`` returns once every delta has been handed to the feed."""
 
