@@ -73,6 +73,17 @@ def stop(model: str, url: Url = DEFAULT_URL) -> None:
     status(url)
 
 
+def migrate(
+    model: str,
+    url: Url = DEFAULT_URL,
+    *,
+    replica: Annotated[str | None, typer.Option(help="Serve's id of the replica they leave; the busiest")] = None,
+) -> None:
+    """Move a model's running streams to other replicas; their clients don't notice."""
+    moving = _ask("POST", url, "/admin/migrate", {"model": model, "replica": replica})["moving"]
+    console.print(f"{moving} streams of {model} are moving", highlight=False)
+
+
 @model_cli.command("add")
 def add_model(
     file: Annotated[Path, typer.Argument(help="YAML with the model as it would stand under 'models'", exists=True)],

@@ -7,6 +7,7 @@ from typing import Any
 
 from ray import serve
 from ray.serve import Application
+from ray.serve.config import RequestRouterConfig
 
 from app.catalogue import Catalogue, Entry
 from app.config import AppConfig, PoolConfig, parse_config
@@ -31,7 +32,9 @@ _ONE_LOOP = {
 _LIGHT = {"num_cpus": 0, "runtime_env": _ONE_LOOP}
 # Every gateway and replica has one question open with the catalogue.
 _FOLLOWERS = 10_000
-_SHUTDOWN = {"graceful_shutdown_wait_loop_s": 1, "graceful_shutdown_timeout_s": 30}
+# By name: gateways import it, Serve's controller need not.
+_ROUTER = "deployments.router.ReplicaRouter"
+_SHUTDOWN: dict[str, Any] = {"graceful_shutdown_wait_loop_s": 1, "graceful_shutdown_timeout_s": 30}
 
 
 def build_app(args: dict[str, Any]) -> Application:
@@ -93,9 +96,10 @@ def _pool(pool: PoolConfig, catalogue: Application, config: AppConfig, storage: 
         max_ongoing_requests=pool.max_ongoing_requests,
         max_queued_requests=config.admission.max_queued_requests,
         ray_actor_options=options,
+        request_router_config=RequestRouterConfig(request_router_class=_ROUTER),
         **scaling,
         **_HEALTH,
-        **_SHUTDOWN,
+        **(_SHUTDOWN | {"graceful_shutdown_timeout_s": pool.drain_s}),
     )
     budget_bytes = NO_LIMIT_BYTES if pool.device_bytes is None else pool.device_bytes
     limits = Limits(budget_bytes, min_residency_s=MIN_RESIDENCY_S, max_starvation_s=MAX_STARVATION_S)

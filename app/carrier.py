@@ -165,7 +165,7 @@ class SequenceCarrier:
         if self.delivered and place is None:
             self._resumed_at = (time.monotonic(), len(ask["prompt_token_ids"]) + len(self.delivered))
         self._desk.expect(attempt_id, self)
-        self._pool.placements.watch(attempt_id, self.move)
+        self._pool.placements.watch(attempt_id, ask["model_id"], self.move)
         response = None
         try:
             response = self._pool.replicas.generate.remote(ask)
@@ -212,7 +212,7 @@ class SequenceCarrier:
         # A token has to be made, for the sake of the rest; nobody expects it.
         only_one = {"max_tokens": len(self.delivered) + 1, "min_tokens": 0, "seed": None}
         ask["sampling"] = ask["sampling"] | only_one | {"logprobs": None, "prompt_logprobs": None}
-        self._pool.placements.watch(round_id, lambda: None)
+        self._pool.placements.watch(round_id, ask["model_id"], lambda: None)
         response = self._pool.replicas.generate.remote(ask)
         try:
             await response

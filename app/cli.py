@@ -19,6 +19,7 @@ cli.command()(admin_cli.status)
 cli.command()(admin_cli.wake)
 cli.command()(admin_cli.sleep)
 cli.command()(admin_cli.stop)
+cli.command()(admin_cli.migrate)
 cli.command()(admin_cli.tiers)
 console = Console()
 

@@ -176,11 +176,6 @@ class RemoteEngineClient(EnginelessClient):
         self._carriers.pop(attempt_id, None)
         self._streams.forget(attempt_id)
 
-    def busiest_replica(self) -> str | None:
-        """Return the id of the replica that most of this gateway's streams run on; None if there are none."""
-        counts = self._pool.placements.counts([carrier.attempt_id for carrier in self._carriers.values()])
-        return max(counts, key=counts.__getitem__, default=None)
-
     def _fan_out(
         self, request: EngineCoreRequest, prompt_text: str | None, collector: RequestOutputCollector
     ) -> list[EngineCoreRequest]:

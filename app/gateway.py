@@ -37,7 +37,7 @@ from app.streams import TokenStreams
 from deployments.engine_args import engine_config
 from deployments.errors import DeploymentError
 from deployments.placements import PLACEMENTS
-from deployments.types import AdapterRef, EngineDescription
+from deployments.types import AdapterRef, EngineDescription, MoveRequest
 from storage.checkpoint import SourceCache
 from storage.store import StoreConfig
 
@@ -120,6 +120,21 @@ class Gateway:
     async def stop(self, model: str) -> None:
         """See ``routes.Service.stop``."""
         await self._command("stop", model)
+
+    async def migrate(self, model: str, replica_id: str | None) -> int:
+        """See ``routes.Service.migrate``."""
+        model_id = (await self.layer()).model_id(model)
+        source_id = replica_id or PLACEMENTS.busiest(model_id)
+        if source_id is None:
+            return 0
+        if not PLACEMENTS.has_another(source_id):
+            message = f"There is no other replica that streams of '{model}' could go to."
+            raise InvalidRequestError(message, "model")
+        order: MoveRequest = {"model_id": model_id, "place": {"replica_id": source_id}}
+        try:
+            return await self._pool(model_id).move.remote(order)
+        except (RayError, RayServeException, DeploymentError) as error:
+            raise translated(error, model_id) from error
 
     async def _command(self, command: str, model: str) -> None:
         model_id = (await self.layer()).model_id(model)

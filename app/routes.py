@@ -48,6 +48,12 @@ class ModelCommand(BaseModel):
     model: str
 
 
+class MigrateCommand(ModelCommand):
+    """Names the streams that are to move."""
+
+    replica: str | None = None
+
+
 class Service(Protocol):
     """What the routes need of the gateway."""
 
@@ -89,6 +95,10 @@ class Service(Protocol):
 
     async def remove_model(self, model_id: str) -> None:
         """Serve a model no longer; its requests under way end first. Raises ModelNotFoundError, CatalogueError."""
+        ...
+
+    async def migrate(self, model: str, replica_id: str | None) -> int:
+        """Begin to move a model's streams off a replica, None for the one with most; return how many."""
         ...
 
     async def tiers(self) -> dict[str, Any]:
@@ -199,6 +209,10 @@ def _add_admin_routes(app: FastAPI, service: Service) -> None:
     async def admin_stop(command: ModelCommand) -> dict[str, dict[str, EngineDescription]]:
         await service.stop(command.model)
         return {"models": await service.engines()}
+
+    @app.post("/admin/migrate", responses=_ERRORS)
+    async def admin_migrate(command: MigrateCommand) -> dict[str, int]:
+        return {"moving": await service.migrate(command.model, command.replica)}
 
     @app.get("/admin/tiers")
     async def admin_tiers() -> dict[str, dict[str, Any]]:

@@ -5,12 +5,14 @@ do about one that goes (the gateway's ``carrier``). Serve makes the router, so t
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 
 @dataclass
 class _Watched:
+    model_id: str
     on_going: Callable[[], None]
     replica_id: str | None = None
 
@@ -21,11 +23,13 @@ class Placements:
     def __init__(self) -> None:
         self._watched: dict[str, _Watched] = {}
         self._replicas: dict[str, frozenset[str]] = {}
+        # Also of those that have gone.
+        self._deployment_of: dict[str | None, str] = {}
         self._changed = asyncio.Event()
 
-    def watch(self, attempt_id: str, on_going: Callable[[], None]) -> None:
+    def watch(self, attempt_id: str, model_id: str, on_going: Callable[[], None]) -> None:
         """Call ``on_going`` when the replica that the attempt runs on is to take no more requests."""
-        self._watched[attempt_id] = _Watched(on_going)
+        self._watched[attempt_id] = _Watched(model_id, on_going)
 
     def forget(self, attempt_id: str) -> None:
         """Stop watching; harmless for an attempt that isn't watched."""
@@ -38,13 +42,14 @@ class Placements:
 
     async def another_than(self, attempt_id: str) -> None:
         """Return once there is a replica, in the same deployment, other than that of the attempt."""
-        while True:
-            own = self.replica_of(attempt_id)
-            homes = [ids for ids in self._replicas.values() if own in ids] or list(self._replicas.values())
-            if any(ids - {own} for ids in homes):
-                return
+        while not self.has_another(self.replica_of(attempt_id)):
             self._changed.clear()
             await self._changed.wait()
+
+    def has_another(self, replica_id: str | None) -> bool:
+        """Tell whether there is a replica beside this one, in its deployment if that is known."""
+        deployments = [self._deployment_of[replica_id]] if replica_id in self._deployment_of else list(self._replicas)
+        return any(self._replicas[deployment] - {replica_id} for deployment in deployments)
 
     def placed(self, attempt_id: str, replica_id: str) -> None:
         """Say where an attempt runs; the router's part."""
@@ -59,6 +64,7 @@ class Placements:
         """Say which replicas of a deployment take requests; the router's part."""
         before, now = self._replicas.get(deployment, frozenset()), frozenset(replica_ids)
         self._replicas[deployment] = now
+        self._deployment_of |= dict.fromkeys(now, deployment)
         self._changed.set()
         gone = before - now
         for watched in [watched for watched in self._watched.values() if watched.replica_id in gone]:
@@ -68,10 +74,10 @@ class Placements:
         """Return the replicas of a deployment that take requests, as far as its router has said."""
         return self._replicas.get(deployment, frozenset())
 
-    def counts(self, attempt_ids: Collection[str]) -> dict[str, int]:
-        """Return how many of these attempts each replica has."""
-        replica_ids = [replica_id for attempt in attempt_ids if (replica_id := self.replica_of(attempt)) is not None]
-        return {replica_id: replica_ids.count(replica_id) for replica_id in set(replica_ids)}
+    def busiest(self, model_id: str) -> str | None:
+        """Return the replica that most of this process's sequences of a model run on; None if there are none."""
+        places = Counter(w.replica_id for w in self._watched.values() if w.model_id == model_id and w.replica_id)
+        return max(places, key=places.__getitem__, default=None)
 
     def __repr__(self) -> str:
         return f"<Placements {len(self._watched)} attempts, {self._replicas!r}>"

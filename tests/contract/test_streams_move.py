@@ -78,9 +78,9 @@ async def test_they_wait_for_a_place_to_go_to(pool: Pool, client: RemoteEngineCl
 async def test_a_replica_can_be_told_to_send_its_streams_away(pool: Pool, client: RemoteEngineClient) -> None:
     reading = await Reading(client, n=3, temperature=1.0, max_tokens=LONG).read(at_least=30)
     pool.begin()
-    assert client.busiest_replica() == "0"
+    assert pool.placements.busiest(CHAT_MODEL) == "0"
     assert await pool.replicas[0].move({"model_id": CHAT_MODEL}) == 3
-    await until(lambda: client.busiest_replica() == "1" and not pool.engines[0].running)
+    await until(lambda: pool.placements.busiest(CHAT_MODEL) == "1" and not pool.engines[0].running)
     await reading.read()
     assert reading.token_ids == dict.fromkeys(range(3), reading.whole(LONG))
     assert client._pool.moves == 3
