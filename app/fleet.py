@@ -1,30 +1,34 @@
 """The replicas of each pool as this gateway sees them, and the choice among them.
 
-Covers: asking each replica for news, which come on the token feed; choosing by estimated time to first token. Does not
-cover: the estimate (``deployments.estimate``), resolving the choice (``deployments.router``). A gateway that knows
-nothing leaves the choice to Serve.
+Covers: asking each replica for news, which come on the token feed; choosing by estimated time to first token; commands
+and questions to all of them. Does not cover: the estimate (``deployments.estimate``), resolving the choice
+(``deployments.router``). A gateway that knows nothing leaves the choice to Serve.
 """
 
 import asyncio
 import logging
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
+from app.engine_states import merged
 from app.migration import ResumeCost
 from app.prefixes import PrefixTable
 from deployments.errors import DeploymentError
 from deployments.estimate import STALE_S, ReplicaView, soonest
 from deployments.placements import Placements
-from deployments.types import GenerateRequest, Place, ReplyTo
+from deployments.types import EngineDescription, GenerateRequest, ModelCommand, Place, ReplyTo
 from deployments.wire import ReplicaNews
 
 logger = logging.getLogger(__name__)
 
 _LOOK_PERIOD_S = 1.0
+
+
+Command = Literal["wake", "sleep", "stop"]
 
 
 class Fleet:
@@ -75,9 +79,45 @@ class Fleet:
         self._prefixes.sent(group, ask["prompt_token_ids"], replica_id)
         return {"replica_id": replica_id}
 
+    async def describe(self) -> dict[str, EngineDescription]:
+        """Return each model's engine: of several replicas', the one nearest to serving.
+
+        Raises:
+            RayError, RayServeException: no replica answers.
+        """
+        told = await asyncio.gather(
+            *(self._replicas.describe.remote({"place": place}) for place in self._everywhere()), return_exceptions=True
+        )
+        described = [each for each in told if not isinstance(each, BaseException)]
+        if not described:
+            raise next(error for error in told if isinstance(error, BaseException))
+        return merged(described)
+
+    async def command(self, name: Command, model_id: str) -> None:
+        """Wake a model where it serves soonest, or put it to sleep or end it everywhere.
+
+        Raises:
+            RayError, RayServeException, DeploymentError: as the replicas do.
+        """
+        places = self._everywhere()
+        if name == "wake":
+            soonest_id = soonest(self._views, model_id, time.monotonic(), {})
+            places = [{"replica_id": soonest_id}] if soonest_id else [{}]
+        method = getattr(self._replicas, name)
+        commands: list[ModelCommand] = [{"model_id": model_id, "place": place} for place in places]
+        await asyncio.gather(*(method.remote(command) for command in commands))
+
+    def _everywhere(self) -> list[Place]:
+        """Return a place for each replica; before any is known, for whichever Serve takes."""
+        places: list[Place] = [{"replica_id": replica_id} for replica_id in sorted(self._there())]
+        return places or [{}]
+
+    def _there(self) -> frozenset[str]:
+        return self._placements.replica_ids(str(self._replicas.deployment_id))
+
     async def _look_after(self, reply_to: ReplyTo) -> None:
         while True:
-            there = self._placements.replica_ids(str(self._replicas.deployment_id))
+            there = self._there()
             for gone in self._views.keys() - there:
                 del self._views[gone]
             now_s = time.monotonic()
@@ -110,6 +150,13 @@ class Fleets:
     def of(self, pool: str) -> Fleet:
         """Return one pool's."""
         return self._fleets[pool]
+
+    async def describe(self) -> dict[str, EngineDescription]:
+        """See ``Fleet.describe``."""
+        described: dict[str, EngineDescription] = {}
+        for engines in await asyncio.gather(*(fleet.describe() for fleet in self._fleets.values())):
+            described |= engines
+        return described
 
     def run(self, reply_to: ReplyTo) -> None:
         """See ``Fleet.run``."""

@@ -26,8 +26,9 @@ from app.carrier import ModelPool
 from app.catalogue import Entry
 from app.config import AppConfig, parse_model
 from app.engine_client import RemoteEngineClient
+from app.engine_states import UNHEARD_OF
 from app.errors import AppError, InvalidRequestError, ModelNotFoundError
-from app.fleet import Fleets
+from app.fleet import Command, Fleets
 from app.metrics import scrape
 from app.model_specs import check_model
 from app.openai_layer import REQUEST_TYPES, OpenAILayer, Operation
@@ -44,22 +45,6 @@ from storage.store import StoreConfig
 logger = logging.getLogger(__name__)
 
 _RETRY_S = 0.5
-UNHEARD_OF: EngineDescription = {
-    "state": "cold",
-    "reason": None,
-    "supported_tasks": [],
-    "started_in_s": None,
-    "woken_in_s": None,
-    "since_s": 0.0,
-    "restarts": 0,
-    "wakes": 0,
-    "requests": 0,
-    "waiting": 0,
-    "awake_bytes": 0,
-    "asleep_bytes": 0,
-    "is_up": False,
-    "start": {"weights_from": "", "stages_s": {}},
-}
 _PARSERS = {operation: TypeAdapter(kind) for operation, kind in REQUEST_TYPES.items()}
 
 
@@ -103,11 +88,7 @@ class Gateway:
     async def engines(self) -> dict[str, EngineDescription]:
         """See ``routes.Service.engines``."""
         await self.layer()
-        described: dict[str, EngineDescription] = {}
-        for engines in await asyncio.gather(*(_described(handle) for handle in self._pools.values())):
-            described |= engines
-        # One that was added just now, and no replica has heard of.
-        return dict.fromkeys(self._entries, UNHEARD_OF) | described
+        return dict.fromkeys(self._entries, UNHEARD_OF) | await self._fleets.describe()
 
     async def wake(self, model: str) -> None:
         """See ``routes.Service.wake``."""
@@ -136,10 +117,10 @@ class Gateway:
         except (RayError, RayServeException, DeploymentError) as error:
             raise translated(error, model_id) from error
 
-    async def _command(self, command: str, model: str) -> None:
+    async def _command(self, command: Command, model: str) -> None:
         model_id = (await self.layer()).model_id(model)
         try:
-            await getattr(self._pool(model_id), command).remote(model_id)
+            await self._fleets.of(self._entries[model_id].pool).command(command, model_id)
         except (RayError, RayServeException, DeploymentError) as error:
             raise translated(error, model_id) from error
 
@@ -170,7 +151,7 @@ class Gateway:
         """See ``routes.Service.progress``."""
         try:
             model_id = (await self.layer()).model_id(model)
-            engine = (await _described(self._pool(model_id)))[model_id]
+            engine = (await self._fleets.of(self._entries[model_id].pool).describe())[model_id]
         except (AppError, KeyError, RayError, RayServeException) as error:
             return f"{model}: {error}"
         takes_s = engine["woken_in_s"] if engine["state"] == "waking" else engine["started_in_s"]
@@ -320,10 +301,6 @@ class Gateway:
 
     def __repr__(self) -> str:
         return f"<Gateway {list(self._entries)}, {self._streams!r}>"
-
-
-async def _described(handle: Any) -> dict[str, EngineDescription]:
-    return await handle.describe.remote()
 
 
 async def _as_builtins(result: Any) -> dict[str, Any]:

@@ -21,11 +21,13 @@ from deployments.residency import Limits
 from deployments.residents import Residents
 from deployments.start_metrics import StartMetrics
 from deployments.types import (
+    DescribeRequest,
     Embedding,
     EmbedRequest,
     EngineDescription,
     GenerateRequest,
     GenerateSummary,
+    ModelCommand,
     ModelSpec,
     MoveRequest,
     NewsRequest,
@@ -142,7 +144,10 @@ class EngineReplica:
         await self._hosted.until(lambda: True)
         self._news.tell(feed)
 
-    async def describe(self) -> dict[str, EngineDescription]:
+    async def describe(
+        self,
+        request: DescribeRequest | None = None,  # noqa: ARG002 - it says who is asked, which the router has read
+    ) -> dict[str, EngineDescription]:
         """Return each model's engine with its state."""
         await self._hosted.until(lambda: True)
         return self._residents.describe()
@@ -156,20 +161,20 @@ class EngineReplica:
         await self._catch_up(model_id, None)
         return await self._residents.supported_tasks(model_id)
 
-    async def wake(self, model_id: str) -> None:
+    async def wake(self, command: ModelCommand) -> None:
         """Wake a model ahead of requests, also one that failed. Raises as ``supported_tasks``."""
-        await self._catch_up(model_id, None)
-        await self._residents.wake(model_id)
+        await self._catch_up(command["model_id"], None)
+        await self._residents.wake(command["model_id"])
 
-    async def sleep(self, model_id: str) -> None:
+    async def sleep(self, command: ModelCommand) -> None:
         """Put a model to sleep once its requests have ended. Raises UnknownModelError."""
-        await self._catch_up(model_id, None)
-        await self._residents.sleep(model_id)
+        await self._catch_up(command["model_id"], None)
+        await self._residents.sleep(command["model_id"])
 
-    async def stop(self, model_id: str) -> None:
+    async def stop(self, command: ModelCommand) -> None:
         """End a model's engine once its requests have ended. Raises UnknownModelError."""
-        await self._catch_up(model_id, None)
-        await self._residents.stop(model_id)
+        await self._catch_up(command["model_id"], None)
+        await self._residents.stop(command["model_id"])
 
     async def check_health(self) -> None:
         """Serve's health check: raises when nobody looks after the engines; one that failed is no reason."""

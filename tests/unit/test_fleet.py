@@ -58,7 +58,7 @@ async def setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     made = Setup(tmp_path)
     await made.streams.listen("127.0.0.1")
     for replica in made.replicas.values():
-        await replica.wake("fake")
+        await replica.wake({"model_id": "fake"})
     made.placements.replicas("pool", list(made.replicas))
     made.fleets.run(made.streams.reply_to)
     yield made
@@ -85,10 +85,10 @@ async def until_chosen_any(setup: Setup) -> None:
 
 
 async def test_the_awake_replica_is_chosen(setup: Setup) -> None:
-    await setup.replicas["one"].sleep("fake")
+    await setup.replicas["one"].sleep({"model_id": "fake"})
     await until_chosen(setup, "two", times=1)
-    await setup.replicas["one"].wake("fake")
-    await setup.replicas["two"].sleep("fake")
+    await setup.replicas["one"].wake({"model_id": "fake"})
+    await setup.replicas["two"].sleep({"model_id": "fake"})
     await until_chosen(setup, "one", times=1)
 
 
