@@ -106,7 +106,7 @@ class SequenceCarrier:
 
     async def _attempt(self, attempt_id: str) -> None:
         place, self._target = self._target, None
-        ask = self._next_ask(attempt_id, place)
+        ask = self._next_ask(attempt_id, place or self._pool.choose(self._ask, self._pool.cost))
         if self.delivered and place is None:
             self._resumed_at = (time.monotonic(), len(ask["prompt_token_ids"]) + len(self.delivered))
         self._desk.expect(attempt_id, self)

@@ -25,7 +25,9 @@ from app.attempts import translated
 from app.catalogue import Entry
 from app.config import AppConfig, parse_model
 from app.engine_client import RemoteEngineClient
+from app.engine_states import UNHEARD_OF
 from app.errors import AppError, InvalidRequestError, ModelNotFoundError
+from app.fleet import Command, Fleets
 from app.metrics import scrape
 from app.model_pool import ModelPool
 from app.model_specs import check_model
@@ -44,22 +46,6 @@ from storage.store import StoreConfig
 logger = logging.getLogger(__name__)
 
 _RETRY_S = 0.5
-UNHEARD_OF: EngineDescription = {
-    "state": "cold",
-    "reason": None,
-    "supported_tasks": [],
-    "started_in_s": None,
-    "woken_in_s": None,
-    "since_s": 0.0,
-    "restarts": 0,
-    "wakes": 0,
-    "requests": 0,
-    "waiting": 0,
-    "awake_bytes": 0,
-    "asleep_bytes": 0,
-    "is_up": False,
-    "start": {"weights_from": "", "stages_s": {}},
-}
 _PARSERS = {operation: TypeAdapter(kind) for operation, kind in REQUEST_TYPES.items()}
 
 
@@ -76,7 +62,8 @@ class Gateway:
         self._nodes = nodes
         self._sources = SourceCache(storage.disk_dir, storage.s3_endpoint_url)
         self.header_wait_s = config.admission.header_wait_s
-        self._streams = TokenStreams()
+        self._fleets = Fleets(pools, PLACEMENTS)
+        self._streams = TokenStreams(self._fleets)
         self._layer = OpenAILayer(self._prepare)
         self._entries: dict[str, Entry] = {}
         self._version: str | None = None
@@ -85,7 +72,7 @@ class Gateway:
         self._building: dict[str, asyncio.Task[None]] = {}
         self._beginning: set[asyncio.Task[None]] = set()
         loop = asyncio.get_running_loop()
-        self._listening = loop.create_task(self._streams.listen(ray.util.get_node_ip_address()))
+        self._listening = loop.create_task(self._listen())
         self._following = loop.create_task(self._follow())
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -102,11 +89,7 @@ class Gateway:
     async def engines(self) -> dict[str, EngineDescription]:
         """See ``routes.Service.engines``."""
         await self.layer()
-        described: dict[str, EngineDescription] = {}
-        for engines in await asyncio.gather(*(_described(handle) for handle in self._pools.values())):
-            described |= engines
-        # One that was added just now, and no replica has heard of.
-        return dict.fromkeys(self._entries, UNHEARD_OF) | described
+        return dict.fromkeys(self._entries, UNHEARD_OF) | await self._fleets.describe()
 
     async def wake(self, model: str) -> None:
         """See ``routes.Service.wake``."""
@@ -135,10 +118,10 @@ class Gateway:
         except (RayError, RayServeException, DeploymentError) as error:
             raise translated(error, model_id) from error
 
-    async def _command(self, command: str, model: str) -> None:
+    async def _command(self, command: Command, model: str) -> None:
         model_id = (await self.layer()).model_id(model)
         try:
-            await getattr(self._pool(model_id), command).remote(model_id)
+            await self._fleets.of(self._entries[model_id].pool).command(command, model_id)
         except (RayError, RayServeException, DeploymentError) as error:
             raise translated(error, model_id) from error
 
@@ -169,7 +152,7 @@ class Gateway:
         """See ``routes.Service.progress``."""
         try:
             model_id = (await self.layer()).model_id(model)
-            engine = (await _described(self._pool(model_id)))[model_id]
+            engine = (await self._fleets.of(self._entries[model_id].pool).describe())[model_id]
         except (AppError, KeyError, RayError, RayServeException) as error:
             return f"{model}: {error}"
         takes_s = engine["woken_in_s"] if engine["state"] == "waking" else engine["started_in_s"]
@@ -221,6 +204,7 @@ class Gateway:
         """Close the feeds, which ends what replicas generate for this gateway."""
         for task in (self._listening, self._following, *self._beginning, *self._building.values()):
             task.cancel()
+        self._fleets.close()
         self._streams.close()
 
     async def _answer(self, operation: Operation, body: dict[str, Any]) -> Any:
@@ -235,6 +219,10 @@ class Gateway:
 
     def _pool(self, model_id: str) -> Any:
         return self._pools[self._entries[model_id].pool]
+
+    async def _listen(self) -> None:
+        await self._streams.listen(ray.util.get_node_ip_address())
+        self._fleets.run(self._streams.reply_to)
 
     async def _follow(self) -> None:
         while True:
@@ -301,7 +289,7 @@ class Gateway:
             configured.revision,
             config=config,
             supported_tasks=tasks,
-            pool=ModelPool(replicas, metrics=StreamMetrics(spec.id)),
+            pool=ModelPool(replicas, choose=self._fleets.of(entry.pool).place_for, metrics=StreamMetrics(spec.id)),
             streams=self._streams,
             adapters=adapters,
         )
@@ -314,10 +302,6 @@ class Gateway:
 
     def __repr__(self) -> str:
         return f"<Gateway {list(self._entries)}, {self._streams!r}>"
-
-
-async def _described(handle: Any) -> dict[str, EngineDescription]:
-    return await handle.describe.remote()
 
 
 async def _as_builtins(result: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ from app.migration import ResumeCost
 from app.resumption import GiveUp, History, RetryLimits, after_failure
 from app.stream_metrics import StreamMetrics
 from deployments.placements import PLACEMENTS, Placements
-from deployments.types import Embedding, EmbedRequest
+from deployments.types import Embedding, EmbedRequest, GenerateRequest, Place
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,8 @@ class ModelPool:
     limits: RetryLimits = field(default_factory=RetryLimits)
     placements: Placements = PLACEMENTS
     metrics: StreamMetrics | None = None
+    choose: Callable[[GenerateRequest, ResumeCost], Place | None] = lambda _ask, _cost: None
+    """Returns the replica for a sequence that isn't sent to a certain one; None to leave that to Serve."""
     cost: ResumeCost = field(default_factory=ResumeCost)
     resumes: int = 0
     moves: int = 0

@@ -70,6 +70,10 @@ class Placements:
         for watched in [watched for watched in self._watched.values() if watched.replica_id in gone]:
             watched.on_going()
 
+    def replica_ids(self, deployment: str) -> frozenset[str]:
+        """Return the replicas of a deployment that take requests, as far as its router has said."""
+        return self._replicas.get(deployment, frozenset())
+
     def busiest(self, model_id: str) -> str | None:
         """Return the replica that most of this process's sequences of a model run on; None if there are none."""
         places = Counter(w.replica_id for w in self._watched.values() if w.model_id == model_id and w.replica_id)

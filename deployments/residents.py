@@ -63,6 +63,8 @@ class Residents:
         self._limits = limits
         self._max_wait_s = max_wait_s
         self._kicked = asyncio.Event()
+        # Set whenever something that ``describe`` and ``views`` tell has changed; whoever watches clears it.
+        self.changed = asyncio.Event()
         self._watchers: list[asyncio.Future[None]] = []
         self._make_engine = make_engine
         self._residents: dict[str, _Resident] = {}
@@ -125,6 +127,7 @@ class Residents:
             yield engine
         finally:
             resident.running -= 1
+            self.changed.set()
             resident.last_used_s = time.monotonic()
             resident.keep_awake_s = keep_awake_s
             if keep_awake_s is not None:
@@ -166,6 +169,16 @@ class Residents:
             for model_id, resident in self._residents.items()
         }
 
+    def views(self) -> list[EngineView]:
+        """Return each model's engine as the residency decision sees it."""
+        return [self._view(resident) for resident in self._residents.values()]
+
+    def room_bytes(self) -> int:
+        """Return what is free on the device, or held by engines that are awake and not used."""
+        views = self.views()
+        idle_bytes = sum(view.freed_bytes for view in views if view.empty and not view.pinned)
+        return self._limits.budget_bytes - sum(view.held_bytes for view in views) + idle_bytes
+
     def check(self) -> None:
         """Raise what has ended the care of the engines, if anything has."""
         if self._looking is not None and self._looking.done():
@@ -198,6 +211,7 @@ class Residents:
 
     def _on_change(self) -> None:
         self._kicked.set()
+        self.changed.set()
         watchers, self._watchers = self._watchers, []
         for change in watchers:
             if not change.done():
@@ -214,6 +228,7 @@ class Residents:
         ticket: asyncio.Future[Engine] = asyncio.get_running_loop().create_future()
         resident.waiting[ticket] = time.monotonic()
         resident.is_dismissed = False
+        self.changed.set()
         self._admit(resident)
         if not ticket.done():
             self._kicked.set()
@@ -272,7 +287,7 @@ class Residents:
             self._look_at(resident, now_s)
             # First, so that what has just become awake serves those it woke for before its place is given away.
             self._admit(resident)
-        decision = decide([self._view(resident) for resident in self._residents.values()], self._limits, now_s)
+        decision = decide(self.views(), self._limits, now_s)
         self._draining = decision.drain
         for model_id, reason in decision.refused.items():
             self._turn_away(self._residents[model_id], reason)

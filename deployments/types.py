@@ -105,6 +105,26 @@ class MoveRequest(TypedDict):
     place: NotRequired[Place]
 
 
+class ModelCommand(TypedDict):
+    """An administrator's command for one model, on one replica."""
+
+    model_id: str
+    place: NotRequired[Place]
+
+
+class DescribeRequest(TypedDict):
+    """Asks a certain replica to describe itself."""
+
+    place: NotRequired[Place]
+
+
+class NewsRequest(TypedDict):
+    """Asks a replica to tell a gateway how things stand with it."""
+
+    reply_to: ReplyTo
+    place: NotRequired[Place]
+
+
 class GenerateSummary(TypedDict):
     """What ``generate`` returns once every delta has been handed to the feed."""
 

@@ -35,7 +35,7 @@ MODELS = 8
 AWAKE_AT_ONCE = 2
 # The share of the k-th most popular model is 1/k of the first's.
 SKEW = 1.0
-NOISE = 0.02
+NOISE = 0.15
 MAX_TOKENS = 16
 PROMPT = "The three most important things in life are"
 # What engines hold differs a little from one awakening to the next.

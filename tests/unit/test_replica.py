@@ -141,7 +141,7 @@ async def test_an_engine_that_cannot_start_fails_with_its_reason_and_may_be_trie
     with pytest.raises(EngineUnavailableError, match="told to fail"):
         await replica.supported_tasks("fake")
     await replica.check_health()  # other models are served
-    await replica.wake("fake")
+    await replica.wake({"model_id": "fake"})
     assert (await replica.describe())["fake"]["state"] == "awake"
 
 
@@ -157,7 +157,7 @@ async def test_an_engine_that_keeps_dying_is_given_up(setup: Setup) -> None:
     replica = setup.replica()
     for life in range(lifecycle.MAX_FAILURES):
         await until(lambda life=life: len(setup.engines) == life + 1)
-        await replica.wake("fake")
+        await replica.wake({"model_id": "fake"})
         setup.engines[-1].die()
     await until(lambda: replica._residents.describe()["fake"]["state"] == "failed")
     with pytest.raises(EngineUnavailableError, match="its engine died"):
