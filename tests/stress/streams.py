@@ -47,6 +47,8 @@ class Counts:
     failed: int = 0
     hung: int = 0
     left_behind: int = 0
+    # With what killed replicas said last, for as long as Ray keeps that.
+    left_in_metrics: int = 0
     equal: int = 0
     broken_with_their_gateway: int = 0
     kills: Counter[str] = field(default_factory=Counter)
@@ -224,22 +226,18 @@ class Stress:
             await asyncio.sleep(0.5)
         self._counts.left_behind = left
         await asyncio.sleep(METRICS_LAG_S)
+        for name in ("ray_vllm_num_requests_running{", "ray_vllm_num_requests_waiting{"):
+            self._counts.left_in_metrics += int(sum(await self._metric(http, name)))
         self._counts.moves_done = int(sum(await self._metric(http, "ray_flashserve_stream_moves_total{")))
 
     async def _in_hand(self, http: httpx.AsyncClient) -> int:
-        """Sequences that any engine still has, as its replica and vLLM's own metrics say."""
+        """Sequences that any replica still has, in its engine or waiting for it."""
         models = (await http.get("/admin/models")).json()["models"]
-        in_hand = sum(engine["requests"] + engine["waiting"] for engine in models.values())
-        # What a killed replica said last stays for a while.
-        living = [f'="{process.pid}"' for process in self._service.processes("Engines-default")]
-        for name in ("ray_vllm_num_requests_running{", "ray_vllm_num_requests_waiting{"):
-            in_hand += int(sum(await self._metric(http, name, living)))
-        return in_hand
+        return sum(engine["requests"] + engine["waiting"] for engine in models.values())
 
-    async def _metric(self, http: httpx.AsyncClient, name: str, holding: Sequence[str] = ("",)) -> list[float]:
+    async def _metric(self, http: httpx.AsyncClient, name: str) -> list[float]:
         lines = (await http.get("/metrics")).text.splitlines()
-        found = [line for line in lines if line.startswith(name) and any(label in line for label in holding)]
-        return [float(line.rpartition(" ")[2]) for line in found]
+        return [float(line.rpartition(" ")[2]) for line in lines if line.startswith(name)]
 
 
 def _age_s(process: psutil.Process, now_s: float) -> float:
