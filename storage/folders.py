@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from storage.disk_read import read_range
 from storage.errors import RemoteChangedError, RemoteDeniedError, RemoteError, RemoteMissingError
 
 
@@ -95,12 +96,8 @@ class DirectoryFolder:
         try:
             if self._info(file.path, os.fstat(descriptor)) != file:
                 raise RemoteChangedError(self._where(file.path), "it changed while it was read")
-            done = 0
-            while done < len(out):
-                count = os.preadv(descriptor, [out[done:]], start + done)
-                if count == 0:
-                    raise RemoteChangedError(self._where(file.path), f"it ends before byte {start + len(out)}")
-                done += count
+            if read_range(descriptor, start, out) < len(out):
+                raise RemoteChangedError(self._where(file.path), f"it ends before byte {start + len(out)}")
         except OSError as error:
             raise self._translated(error, file.path) from error
         finally:

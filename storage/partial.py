@@ -15,6 +15,7 @@ from typing import Literal, Self
 
 from storage.errors import CorruptSnapshotError, StorageError, TierFullError
 from storage.manifest import MANIFEST_NAME, FileEntry, Manifest
+from storage.populate import populate
 
 TierName = Literal["dram", "disk"]
 
@@ -74,7 +75,11 @@ class UnfinishedSnapshot:
 
 
 class PartialSnapshot(UnfinishedSnapshot):
-    """A copy whose manifest is known, with room set aside for every byte. Threads may write different ranges."""
+    """A copy whose manifest is known. Threads may write different ranges.
+
+    On disk room is set aside for every byte at once, which takes no time. In dram it takes as long as half of the copy,
+    so there each range is, before it is written; until then it is only known that there was room.
+    """
 
     def __init__(self, tier: TierName, root: Path, manifest: Manifest) -> None:
         """Raises TierFullError when there is no room; nothing is left behind."""
@@ -89,21 +94,35 @@ class PartialSnapshot(UnfinishedSnapshot):
             raise write_error(tier, root, error, manifest.size_bytes) from error
 
     def allocate(self) -> None:
-        """Set the room aside, so that no later write can find the tier full."""
+        """Make the files, and set their room aside or see that there is some."""
+        free_bytes = shutil.disk_usage(self.directory).free
+        if free_bytes < self.manifest.size_bytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         for file in self.manifest.files:
             path = self.directory / file.path
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
             self._descriptors[file.path] = descriptor
-            if file.size_bytes:
+            if file.size_bytes and self.tier == "dram":
+                os.ftruncate(descriptor, file.size_bytes)
+                self._maps[file.path] = mmap.mmap(descriptor, file.size_bytes)
+            elif file.size_bytes:
                 os.posix_fallocate(descriptor, 0, file.size_bytes)
-                if self.tier == "dram":
-                    self._maps[file.path] = mmap.mmap(descriptor, file.size_bytes)
 
     def memory(self, file: FileEntry, start: int, end: int) -> memoryview | None:
-        """Return the snapshot's own memory for a range, to be written into; None if this tier is no memory."""
+        """Return the snapshot's own memory for a chunk, to be written into; None if this tier is no memory.
+
+        Raises:
+            TierFullError: there is no room for it.
+        """
         mapped = self._maps.get(file.path)
-        return None if mapped is None else memoryview(mapped)[start:end]
+        if mapped is None:
+            return None
+        try:
+            populate(mapped, self._descriptors[file.path], start, end)
+        except OSError as error:
+            raise write_error(self.tier, self._root, error, self.manifest.size_bytes) from error
+        return memoryview(mapped)[start:end]
 
     def write(self, file: FileEntry, start: int, content: memoryview) -> None:
         """Write a range.

@@ -133,6 +133,27 @@ def test_what_goes_wrong_is_told_apart(far_place: Place, fault: int | str, expec
     assert read_whole(far_place.folder, file) == FILES[file.path], "the next read is whole again"
 
 
+@pytest.mark.parametrize("status", [301, 307, 400, 501])
+def test_s3_is_asked_otherwise_where_signed_urls_lead_nowhere(tmp_path: Path, status: int) -> None:
+    with s3_place(tmp_path) as place:
+        assert place.break_next is not None
+        file = next(file for file in place.folder.list_files() if file.path == "a/model.safetensors")
+        place.break_next(status)
+        assert read_whole(place.folder, file) == FILES[file.path]
+
+
+def test_s3_behind_a_proxy_is_read_through_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with serve_s3() as behind, serve_s3() as proxy:
+        behind.objects = {"models/file": b"past the proxy"}
+        proxy.objects = {"models/file": b"by the proxy"}
+        monkeypatch.setenv("http_proxy", proxy.url)
+        folder = S3Folder("s3://models", behind.url)
+        (file,) = folder.list_files()
+        assert read_whole(folder, file) == b"by the proxy"
+
+
 def test_nobody_listens(tmp_path: Path) -> None:
     for folder in (S3Folder("s3://models/x", "http://127.0.0.1:9"), HubFolder("hf://a/b", "http://127.0.0.1:9")):
         with pytest.raises(RemoteError) as caught:

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from snapshot_samples import make_snapshot
 
+from storage import partial
 from storage.errors import (
     CorruptSnapshotError,
     RemoteError,
@@ -272,6 +273,24 @@ async def test_a_tier_that_others_have_filled_is_left_out(
     place = await store.acquire(manifest.id, DirectoryFolder(directory))
     assert place.tier != full
     assert tiers_of(store, manifest) == [place.tier]
+
+
+async def test_memory_that_others_fill_during_the_copy_is_left_out(
+    config: StoreConfig, published: list[tuple[Manifest, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(partial, "populate", full)
+    manifest, directory = published[0]
+    store = await started(config)
+    assert (await store.acquire(manifest.id, DirectoryFolder(directory))).tier == "disk"
+    assert tiers_of(store, manifest) == ["disk"]
+    # From disk to memory alone: it stays where it is.
+    assert (await store.acquire(manifest.id)).tier == "disk"
+    assert tiers_of(store, manifest) == ["disk"]
+    monkeypatch.undo()
+    assert (await store.acquire(manifest.id)).tier == "dram"
 
 
 async def test_removal(config: StoreConfig, published: list[tuple[Manifest, Path]]) -> None:
