@@ -57,11 +57,12 @@ bench-throughput: models ## throughput and latency beside stock vLLM and Ray Ser
 bench-coldstart: models ## first tokens from every degree of cold, beside stock vLLM (about fifteen minutes)
 	$(BIN)/python tests/bench/coldstart.py
 
-bench-storage: setup ## how fast snapshots reach host memory, beside the raw limits and boto3 (a few minutes)
+bench-storage: models ## how fast snapshots reach host memory and engines, beside the raw limits and others (ten minutes)
 	$(BIN)/python tests/bench/staging.py
 
 # Needs Python, torch and safetensors only: say make bench-storage-gpu BIN=/path/to/such/a/bin where nothing else is.
 bench-storage-gpu: ## how fast a snapshot gets from host memory to the GPU
+	$(BIN)/python tests/gpu/test_transfer.py
 	$(BIN)/python tests/bench/transfer_gpu.py
 
 # uv is needed for this alone: pip can't overrule what packages wrongly declare. Its finder needs to see the CPU build.

@@ -1,0 +1,154 @@
+"""The ways into host memory that `staging.py` compares: ours, the raw limits, and other loaders.
+
+A raw limit is measured twice: with the bytes thrown away, which is what the link gives and what the targets are about,
+and with the bytes kept in new shared memory, which is the least that anybody has to do who stages a snapshot.
+"""
+
+import http.client
+import importlib.util
+import mmap
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import boto3
+
+from storage.folders import Folder
+from storage.manifest import CHUNK_BYTES, Manifest
+from storage.promote import DEFAULT_THREADS, CopyPolicy, copy_snapshot
+from storage.tier import LocalTier
+
+MEMORY_DIR = Path("/dev/shm")  # noqa: S108 - the tier itself
+WEIGHTS = "rank-000.safetensors"
+Place = Callable[[int, int], memoryview]
+
+
+@contextmanager
+def s3_server(directory: Path, bytes_per_s: float = 0.0) -> Iterator[str]:
+    """The server as a process of its own; yields its URL."""
+    command = [sys.executable, str(Path(__file__).with_name("s3_files.py")), str(directory), str(bytes_per_s)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            process.terminate()
+
+
+@contextmanager
+def memory_tier() -> Iterator[LocalTier]:
+    """An empty dram tier."""
+    directory = Path(tempfile.mkdtemp(dir=MEMORY_DIR, prefix="bench-"))
+    try:
+        yield LocalTier("dram", directory)
+    finally:
+        shutil.rmtree(directory)
+
+
+def promote(manifest: Manifest, source: Folder) -> None:
+    """Ours: into the dram tier, checked and committed."""
+    with memory_tier() as tier, tier.begin(manifest) as partial:
+        copy_snapshot(manifest, source, [partial], CopyPolicy())
+        partial.commit()
+
+
+def raw_gets(manifest: Manifest, url: str) -> None:
+    """What the link gives: the same ranges in as many threads, thrown away."""
+    local = threading.local()
+
+    def place(start: int, end: int) -> memoryview:
+        if not hasattr(local, "buffer"):
+            local.buffer = memoryview(bytearray(CHUNK_BYTES))
+        return local.buffer[: end - start]
+
+    _get_all(manifest, url, place)
+
+
+def raw_gets_into_memory(manifest: Manifest, url: str) -> None:
+    """The same, kept in a new file in shared memory; nothing is checked."""
+    (file,) = manifest.files
+    with tempfile.TemporaryFile(dir=MEMORY_DIR) as memory:
+        os.ftruncate(memory.fileno(), file.size_bytes)
+        mapped = mmap.mmap(memory.fileno(), file.size_bytes)
+        _get_all(manifest, url, lambda start, end: memoryview(mapped)[start:end])
+
+
+def _get_all(manifest: Manifest, url: str, place: Place) -> None:
+    (file,) = manifest.files
+    local = threading.local()
+    address = urlsplit(url).netloc
+
+    def get(index: int) -> None:
+        if not hasattr(local, "connection"):
+            local.connection = http.client.HTTPConnection(address)
+        start, end = file.chunk_range(index)
+        local.connection.request("GET", f"/bucket/{file.path}", headers={"Range": f"bytes={start}-{end - 1}"})
+        reply, out = local.connection.getresponse(), place(start, end)
+        while len(out):
+            out = out[reply.readinto(out) :]
+        reply.read()
+
+    with ThreadPoolExecutor(DEFAULT_THREADS) as pool:
+        list(pool.map(get, range(len(file.chunks))))
+
+
+def boto3_download(url: str) -> None:
+    """What most people do."""
+    with tempfile.TemporaryDirectory(dir=MEMORY_DIR) as directory:
+        boto3.client("s3", endpoint_url=url).download_file("bucket", WEIGHTS, f"{directory}/{WEIGHTS}")
+
+
+class RunaiStreamer:
+    """Run:ai's streamer, where it is installed; see ``runai_stream``."""
+
+    def __init__(self, url: str, size_bytes: int) -> None:
+        command = [sys.executable, str(Path(__file__).with_name("runai_stream.py")), url, f"s3://bucket/{WEIGHTS}"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._size_bytes = size_bytes
+        assert self._answer() == "ready"
+
+    @staticmethod
+    def is_installed() -> bool:
+        return importlib.util.find_spec("runai_model_streamer") is not None
+
+    def stream(self) -> None:
+        """Every tensor of the file, once."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        assert int(self._answer()) >= self._size_bytes
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+
+def forget(path: Path) -> None:
+    """Drop the file from the page cache."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def direct_read(path: Path, target: str = "/dev/null") -> None:
+    """The disk's limit, and with a target in shared memory the least that staging has to do."""
+    command = ["dd", f"if={path}", f"of={target}", f"bs={CHUNK_BYTES}", "iflag=direct", "status=none"]
+    subprocess.run(command, check=True)
+
+
+def direct_read_into_memory(path: Path) -> None:
+    """The same, kept in a new file in shared memory."""
+    with tempfile.TemporaryDirectory(dir=MEMORY_DIR) as directory:
+        direct_read(path, f"{directory}/{WEIGHTS}")
