@@ -5,49 +5,75 @@ only cost time and drive out what others need. Linux only.
 """
 
 import ctypes
-import errno
 import mmap
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 # What reads past the page cache goes by pages, in the file and in memory.
 _PAGE_BYTES = mmap.PAGESIZE
-# Below it is not worth opening the file again.
+# Below it is not worth opening the file again, or asking what is in the page cache.
 _LEAST_DIRECT_BYTES = 1024 * 1024
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def read_range(descriptor: int, start: int, out: memoryview) -> int:
-    """Fill ``out`` with a file's bytes from ``start`` on; return how many there were, less than asked for at its end.
+class Ranges:
+    """An open file, read by ranges; for one thread."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self._direct: int | None = None
+        self._may_be_direct = True
+
+    def read(self, start: int, out: memoryview) -> int:
+        """Fill ``out`` with the bytes from ``start`` on; return how many there were, less than asked for at the end.
+
+        Raises:
+            OSError: it can't be read.
+        """
+        done = 0
+        if self._may_be_direct and len(out) >= _LEAST_DIRECT_BYTES and start % _PAGE_BYTES == 0:
+            done = self._read_directly(start, out[: len(out) - len(out) % _PAGE_BYTES])
+        while done < len(out) and (count := os.preadv(self.descriptor, [out[done:]], start + done)):
+            done += count
+        return done
+
+    def _read_directly(self, start: int, out: memoryview) -> int:
+        """Read past the page cache as far as that goes, unless it is all there."""
+        if _mostly_cached(self.descriptor, start, len(out)):
+            return 0
+        done = 0
+        try:
+            if self._direct is None:
+                # By its descriptor: it is the same file even if its name is another one's by now.
+                self._direct = os.open(f"/proc/self/fd/{self.descriptor}", os.O_RDONLY | os.O_DIRECT)
+            while done < len(out) and (count := os.preadv(self._direct, [out[done:]], start + done)):
+                done += count
+        except OSError:
+            # Not on this file system, or not to this memory; whatever else is wrong, the ordinary way will say.
+            self._may_be_direct = False
+        return done
+
+    def close(self) -> None:
+        """Close what was opened here."""
+        if self._direct is not None:
+            os.close(self._direct)
+        os.close(self.descriptor)
+
+
+@contextmanager
+def open_ranges(path: Path) -> Iterator[Ranges]:
+    """Open a file to be read by ranges.
 
     Raises:
-        OSError: it can't be read.
+        OSError: it can't be opened.
     """
-    done = 0
-    if len(out) >= _LEAST_DIRECT_BYTES and start % _PAGE_BYTES == 0 and not _mostly_cached(descriptor, start, len(out)):
-        done = _read_directly(descriptor, start, out[: len(out) - len(out) % _PAGE_BYTES])
-    while done < len(out) and (count := os.preadv(descriptor, [out[done:]], start + done)):
-        done += count
-    return done
-
-
-def _read_directly(descriptor: int, start: int, out: memoryview) -> int:
-    """Read past the page cache for as long as that works."""
+    ranges = Ranges(os.open(path, os.O_RDONLY))
     try:
-        # By its descriptor: it is the same file even if its name is another one's by now.
-        direct = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_DIRECT)
-    except OSError:
-        return 0  # not on this file system; whatever else is wrong, the ordinary way will say
-    done = 0
-    try:
-        while done < len(out) and (count := os.preadv(direct, [out[done:]], start + done)):
-            done += count
-    except OSError as error:
-        # What is not aligned as this device wants it: the rest of a file, memory in the middle of a page.
-        if error.errno != errno.EINVAL:
-            raise
+        yield ranges
     finally:
-        os.close(direct)
-    return done
+        ranges.close()
 
 
 def _mostly_cached(descriptor: int, start: int, length: int) -> bool:

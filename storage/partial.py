@@ -6,7 +6,6 @@ end up (``tier``) and what fills them (``promote``, ``deployments.snapshot_build
 
 import errno
 import fcntl
-import mmap
 import os
 import secrets
 import shutil
@@ -15,7 +14,6 @@ from typing import Literal, Self
 
 from storage.errors import CorruptSnapshotError, StorageError, TierFullError
 from storage.manifest import MANIFEST_NAME, FileEntry, Manifest
-from storage.populate import populate
 
 TierName = Literal["dram", "disk"]
 
@@ -77,8 +75,8 @@ class UnfinishedSnapshot:
 class PartialSnapshot(UnfinishedSnapshot):
     """A copy whose manifest is known. Threads may write different ranges.
 
-    On disk room is set aside for every byte at once, which takes no time. In dram it takes as long as half of the copy,
-    so there each range is, before it is written; until then it is only known that there was room.
+    On disk room is set aside for every byte at once, which takes no time. In dram it would take as long as half of the
+    copy, so there it is only seen that there is room, and who fills the memory meanwhile ends the copy.
     """
 
     def __init__(self, tier: TierName, root: Path, manifest: Manifest) -> None:
@@ -86,7 +84,6 @@ class PartialSnapshot(UnfinishedSnapshot):
         super().__init__(tier, root)
         self.manifest = manifest
         self._descriptors: dict[str, int] = {}
-        self._maps: dict[str, mmap.mmap] = {}
         try:
             self.allocate()
         except OSError as error:
@@ -103,26 +100,8 @@ class PartialSnapshot(UnfinishedSnapshot):
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
             self._descriptors[file.path] = descriptor
-            if file.size_bytes and self.tier == "dram":
-                os.ftruncate(descriptor, file.size_bytes)
-                self._maps[file.path] = mmap.mmap(descriptor, file.size_bytes)
-            elif file.size_bytes:
+            if file.size_bytes and self.tier == "disk":
                 os.posix_fallocate(descriptor, 0, file.size_bytes)
-
-    def memory(self, file: FileEntry, start: int, end: int) -> memoryview | None:
-        """Return the snapshot's own memory for a chunk, to be written into; None if this tier is no memory.
-
-        Raises:
-            TierFullError: there is no room for it.
-        """
-        mapped = self._maps.get(file.path)
-        if mapped is None:
-            return None
-        try:
-            populate(mapped, self._descriptors[file.path], start, end)
-        except OSError as error:
-            raise write_error(self.tier, self._root, error, self.manifest.size_bytes) from error
-        return memoryview(mapped)[start:end]
 
     def write(self, file: FileEntry, start: int, content: memoryview) -> None:
         """Write a range.
@@ -135,7 +114,7 @@ class PartialSnapshot(UnfinishedSnapshot):
             while done < len(content):
                 done += os.pwrite(self._descriptors[file.path], content[done:], start + done)
         except OSError as error:
-            raise write_error(self.tier, self._root, error) from error
+            raise write_error(self.tier, self._root, error, self.manifest.size_bytes) from error
 
     def commit(self) -> Path:
         """See ``finish``."""
@@ -146,8 +125,6 @@ class PartialSnapshot(UnfinishedSnapshot):
         for descriptor in self._descriptors.values():
             os.close(descriptor)
         self._descriptors.clear()
-        # Not closed by hand: a thread may still hold a view. They end with the last one.
-        self._maps.clear()
         super().abandon()
 
 

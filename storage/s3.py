@@ -14,8 +14,8 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from storage.errors import RemoteChangedError, RemoteDeniedError, RemoteError, RemoteMissingError, SourceError
-from storage.folders import FileInfo
-from storage.ranged_get import RangeCutError, RangedGets, goes_through_proxy
+from storage.folders import FileInfo, Pieces
+from storage.ranged_get import Answer, RangeCutError, RangedGets, goes_through_proxy
 
 _CONNECT_TIMEOUT_S = 10
 _READ_TIMEOUT_S = 30
@@ -63,45 +63,55 @@ class S3Folder:
         ]
         return sorted(files, key=lambda file: file.path)
 
-    def read_into(self, file: FileInfo, start: int, out: memoryview) -> None:
+    def read_pieces(self, file: FileInfo, start: int, end: int, buffer: memoryview) -> Pieces:
         """See ``Folder``: one ranged GET, bound to the version that was listed."""
-        if not len(out):
+        if end <= start:
             return
         with self._translating(file.path):
-            if self._direct and self._read_directly(file, start, out):
+            answer = self._ask_directly(file, start, end) if self._direct else None
+            if answer is None:
+                yield from self._read_by_boto3(file, start, end, buffer)
                 return
-            end = start + len(out) - 1
-            reply = self._client.get_object(
-                Bucket=self._bucket, Key=self._prefix + file.path, Range=f"bytes={start}-{end}", IfMatch=file.version
-            )
-            with reply["Body"] as body:
-                done = 0
-                while done < len(out):
-                    count = body.readinto(out[done : done + _BLOCK_BYTES])
-                    if not count:
-                        raise RemoteError(self._where(file.path), f"the connection ended at byte {start + done}")
-                    done += count
+            try:
+                yield from answer.pieces(buffer)
+            except RangeCutError as error:
+                raise self._cut(file, start + error.done_bytes) from error
+            except HTTPException as error:
+                raise RemoteError(self._where(file.path), f"the connection broke: {error!r}") from error
 
-    def _read_directly(self, file: FileInfo, start: int, out: memoryview) -> bool:
-        """Read past boto3, by a URL that it signs; false if that is not how it goes here, and boto3 has to."""
+    def _ask_directly(self, file: FileInfo, start: int, end: int) -> Answer | None:
+        """Ask past boto3, by a URL that it signs; None if that is not how it goes here, and boto3 has to."""
         url = self._client.generate_presigned_url(
             "get_object", Params={"Bucket": self._bucket, "Key": self._prefix + file.path}, ExpiresIn=_URL_LIFE_S
         )
         try:
-            refusal = self._gets.read_into(url, {"If-Match": file.version}, start, out)
-        except RangeCutError as error:
-            where = f"the connection ended at byte {start + error.done_bytes}"
-            raise RemoteError(self._where(file.path), where) from error
+            answer = self._gets.ask(url, {"If-Match": file.version}, start, end)
         except (OSError, HTTPException):
             # Certificates of another authority, a server that is no longer there: boto3 knows, or says it better.
-            return False
-        if refusal is None:
-            return True
-        if refusal.status in _ASK_OTHERWISE:
+            return None
+        if isinstance(answer, Answer):
+            return answer
+        if answer.status in _ASK_OTHERWISE:
             self._direct = False
-            return False
-        code = _code_of(refusal.body)
-        raise _kind({code, str(refusal.status)})(self._where(file.path), f"S3 answers {refusal.status} {code}".strip())
+            return None
+        code = _code_of(answer.body)
+        raise _kind({code, str(answer.status)})(self._where(file.path), f"S3 answers {answer.status} {code}".strip())
+
+    def _read_by_boto3(self, file: FileInfo, start: int, end: int, buffer: memoryview) -> Pieces:
+        reply = self._client.get_object(
+            Bucket=self._bucket, Key=self._prefix + file.path, Range=f"bytes={start}-{end - 1}", IfMatch=file.version
+        )
+        with reply["Body"] as body:
+            at = start
+            while at < end:
+                count = body.readinto(buffer[: min(end - at, _BLOCK_BYTES)])
+                if not count:
+                    raise self._cut(file, at)
+                yield buffer[:count]
+                at += count
+
+    def _cut(self, file: FileInfo, at: int) -> RemoteError:
+        return RemoteError(self._where(file.path), f"the connection ended at byte {at}")
 
     def write(self, path: str, source: Path) -> None:
         """See ``Folder``: in parts and in parallel where the file is large."""

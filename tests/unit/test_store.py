@@ -14,7 +14,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from snapshot_samples import make_snapshot
 
-from storage import partial
 from storage.errors import (
     CorruptSnapshotError,
     RemoteError,
@@ -22,9 +21,9 @@ from storage.errors import (
     SnapshotMissingError,
     TierFullError,
 )
-from storage.folders import DirectoryFolder, FileInfo, Folder
+from storage.folders import DirectoryFolder, FileInfo, Folder, Pieces
 from storage.lease import LEASES_NAME, Lease, held_leases, hold
-from storage.manifest import MANIFEST_NAME, Manifest
+from storage.manifest import MANIFEST_NAME, FileEntry, Manifest
 from storage.partial import PartialSnapshot
 from storage.promote import CopyPolicy
 from storage.store import SnapshotStore, StoreConfig
@@ -44,12 +43,12 @@ class CountingFolder(DirectoryFolder):
         self.gate.set()
         self.reading = threading.Event()
 
-    def read_into(self, file: FileInfo, start: int, out: memoryview) -> None:
+    def read_pieces(self, file: FileInfo, start: int, end: int, buffer: memoryview) -> Pieces:
         self.reads[file.path] += 1
         if file.path != MANIFEST_NAME:
             self.reading.set()
             assert self.gate.wait(10)
-        super().read_into(file, start, out)
+        yield from super().read_pieces(file, start, end, buffer)
 
 
 @pytest.fixture(scope="module")
@@ -278,10 +277,14 @@ async def test_a_tier_that_others_have_filled_is_left_out(
 async def test_memory_that_others_fill_during_the_copy_is_left_out(
     config: StoreConfig, published: list[tuple[Manifest, Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+    write = PartialSnapshot.write
 
-    monkeypatch.setattr(partial, "populate", full)
+    def write_unless_full(partial: PartialSnapshot, file: FileEntry, start: int, content: memoryview) -> None:
+        if partial.tier == "dram":
+            raise TierFullError("dram", manifest.size_bytes, 0)
+        write(partial, file, start, content)
+
+    monkeypatch.setattr(PartialSnapshot, "write", write_unless_full)
     manifest, directory = published[0]
     store = await started(config)
     assert (await store.acquire(manifest.id, DirectoryFolder(directory))).tier == "disk"

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from snapshot_samples import make_snapshot
 
-from storage import partial as partial_module
 from storage.errors import (
     CorruptSnapshotError,
     ManifestError,
@@ -120,7 +119,8 @@ def test_memory_that_others_take_meanwhile_ends_the_copy(
 ) -> None:
     tier = LocalTier("dram", tmp_path / "tier")
     calls = itertools.count()
-    monkeypatch.setattr(partial_module, "populate", lambda *_: full() if next(calls) == 1 else None)
+    write = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda *asked: full() if next(calls) == 3 else write(*asked))
     with tier.begin(manifest) as partial, pytest.raises(TierFullError, match="the dram tier is full"):
         copy_snapshot(manifest, DirectoryFolder(made), [partial], ONCE)
     assert left_behind(tier) == tier.ids() == []
