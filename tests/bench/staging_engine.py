@@ -7,6 +7,7 @@ sleep. Packing alone is the same packing in the same worker, with the weights ma
 
 import asyncio
 import json
+import mmap
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ import torch
 from staging_ways import MEMORY_DIR, WEIGHTS
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from deployments.canary import ask_canary
 from deployments.forked_engine import PoolAddress
 from deployments.snapshot_builder import with_loader
 from deployments.types import ModelSpec
@@ -46,6 +48,7 @@ class WakeSamples:
     size_bytes: int = 0
     wake_s: list[float] = field(default_factory=list)
     packing_s: list[float] = field(default_factory=list)
+    forward_s: list[float] = field(default_factory=list)
     copied_bytes: list[float] = field(default_factory=list)
     besides_bytes: list[float] = field(default_factory=list)
 
@@ -89,7 +92,7 @@ async def _measure(directory: Path, pool: PoolAddress, rounds: int) -> EngineSam
     with checkpoint(directory / "checkpoint") as path:
         large = ModelSpec("large", str(path), ENGINE | {"dtype": "bfloat16", "skip_tokenizer_init": True})
         wakes[LARGE] = await _wakes(large, directory / "large", pool, rounds)
-    return EngineSamples(wakes, shared, (directory / "demo" / WEIGHTS).stat().st_size)
+    return EngineSamples(wakes, shared, _in_pages(directory / "demo" / WEIGHTS))
 
 
 @contextmanager
@@ -124,11 +127,15 @@ async def _wakes(spec: ModelSpec, snapshot: Path, pool: PoolAddress, rounds: int
             wake_s = loop.time() - begin_s
             grown_bytes = await _ask(engine, "own_memory_bytes") - before_bytes
             copied_bytes = mapping_of(file).copied_bytes
+            begin_s = loop.time()
+            await ask_canary(engine._running(), engine.supported_tasks())
+            forward_s = loop.time() - begin_s
             await engine.sleep()
             alone = await _ask(engine, "packing_alone", str(snapshot))
             if round_index:  # the first is a warm-up
                 samples.wake_s.append(wake_s)
                 samples.packing_s.append(alone["took_s"])
+                samples.forward_s.append(forward_s)
                 samples.copied_bytes.append(copied_bytes)
                 samples.besides_bytes.append(grown_bytes - alone["packed_bytes"])
         return samples
@@ -155,6 +162,11 @@ async def _two_replicas(spec: ModelSpec, snapshot: Path, pool: PoolAddress) -> M
 async def _ask(engine: VllmEngine, method: str, *arguments: str) -> int:
     (answer,) = await engine._running().collective_rpc(method, args=arguments)
     return answer
+
+
+def _in_pages(file: Path) -> int:
+    """What a file takes in memory, in bytes."""
+    return -(-file.stat().st_size // mmap.PAGESIZE) * mmap.PAGESIZE
 
 
 def mapping_of(file: Path) -> Mapping:

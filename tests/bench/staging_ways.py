@@ -6,7 +6,6 @@ and with the bytes kept in new shared memory, which is the least that anybody ha
 
 import http.client
 import importlib.util
-import mmap
 import os
 import shutil
 import subprocess
@@ -23,12 +22,11 @@ import boto3
 
 from storage.folders import Folder
 from storage.manifest import CHUNK_BYTES, Manifest
-from storage.promote import DEFAULT_THREADS, CopyPolicy, copy_snapshot
+from storage.promote import DEFAULT_THREADS, PIECE_BYTES, CopyPolicy, copy_snapshot
 from storage.tier import LocalTier
 
 MEMORY_DIR = Path("/dev/shm")  # noqa: S108 - the tier itself
 WEIGHTS = "rank-000.safetensors"
-Place = Callable[[int, int], memoryview]
 
 
 @contextmanager
@@ -62,26 +60,16 @@ def promote(manifest: Manifest, source: Folder) -> None:
 
 def raw_gets(manifest: Manifest, url: str) -> None:
     """What the link gives: the same ranges in as many threads, thrown away."""
-    local = threading.local()
-
-    def place(start: int, end: int) -> memoryview:
-        if not hasattr(local, "buffer"):
-            local.buffer = memoryview(bytearray(CHUNK_BYTES))
-        return local.buffer[: end - start]
-
-    _get_all(manifest, url, place)
+    _get_all(manifest, url, lambda _start, _piece: None)
 
 
 def raw_gets_into_memory(manifest: Manifest, url: str) -> None:
     """The same, kept in a new file in shared memory; nothing is checked."""
-    (file,) = manifest.files
     with tempfile.TemporaryFile(dir=MEMORY_DIR) as memory:
-        os.ftruncate(memory.fileno(), file.size_bytes)
-        mapped = mmap.mmap(memory.fileno(), file.size_bytes)
-        _get_all(manifest, url, lambda start, end: memoryview(mapped)[start:end])
+        _get_all(manifest, url, lambda start, piece: os.pwrite(memory.fileno(), piece, start))
 
 
-def _get_all(manifest: Manifest, url: str, place: Place) -> None:
+def _get_all(manifest: Manifest, url: str, take: Callable[[int, memoryview], object]) -> None:
     (file,) = manifest.files
     local = threading.local()
     address = urlsplit(url).netloc
@@ -89,11 +77,17 @@ def _get_all(manifest: Manifest, url: str, place: Place) -> None:
     def get(index: int) -> None:
         if not hasattr(local, "connection"):
             local.connection = http.client.HTTPConnection(address)
+            local.buffer = memoryview(bytearray(PIECE_BYTES))
         start, end = file.chunk_range(index)
         local.connection.request("GET", f"/bucket/{file.path}", headers={"Range": f"bytes={start}-{end - 1}"})
-        reply, out = local.connection.getresponse(), place(start, end)
-        while len(out):
-            out = out[reply.readinto(out) :]
+        reply = local.connection.getresponse()
+        while start < end:
+            piece = local.buffer[: end - start]
+            filled = 0
+            while filled < len(piece):
+                filled += reply.readinto(piece[filled:])
+            take(start, piece)
+            start += len(piece)
         reply.read()
 
     with ThreadPoolExecutor(DEFAULT_THREADS) as pool:
