@@ -8,6 +8,7 @@ Usage: python tests/bench/staging.py [--rounds 7] [--gib 2] [--without-engines]
 
 import argparse
 import os
+import shutil
 import sys
 import tempfile
 import threading
@@ -49,6 +50,7 @@ TENSORS = 16
 OURS = "FlashServe"
 RUNAI = "runai-model-streamer"
 KEPT = ", kept in memory"
+Way = Callable[[], Path | None]
 
 # What is compared: (title, ours, other, target of the ratio ours / other, in bytes per second).
 FAST, CAPPED, DISK = "S3 to dram", "S3 at 200 MB/s to dram", "disk to dram"
@@ -80,14 +82,16 @@ class Bench:
         self.samples: dict[tuple[str, str], list[float]] = {}
         self.extra_bytes: list[float] = []
 
-    def measure(self, step: str, ways: dict[str, Callable[[], None]], round_index: int) -> None:
-        """Each way once, beginning with another one each round."""
+    def measure(self, step: str, ways: dict[str, Way], round_index: int) -> None:
+        """Each way once, beginning with another one each round; clearing up doesn't count."""
         names = list(ways)
         shift = round_index % len(names)
         for name in names[shift:] + names[:shift]:
             begin_s = time.perf_counter()
-            ways[name]()
+            directory = ways[name]()
             bytes_per_s = self.manifest.size_bytes / (time.perf_counter() - begin_s)
+            if directory is not None:
+                shutil.rmtree(directory)
             self.samples.setdefault((step, name), []).append(bytes_per_s)
 
 
@@ -120,7 +124,7 @@ def extra_memory_bytes(manifest: Manifest, source: Folder) -> float:
     before = process.memory_full_info()
     watcher = threading.Thread(target=watch)
     watcher.start()
-    promote(manifest, source)
+    shutil.rmtree(promote(manifest, source))
     done.set()
     watcher.join()
     return max(0.0, most - (before.pss - before.shared))
@@ -140,7 +144,7 @@ def run(bench: Bench, rounds: int) -> None:
             # What waits for a slow server varies little, and takes most of the time: every other round will do.
             for step, address in ((FAST, url), (CAPPED, slow_url))[: 2 - round_index % 2]:
                 console.print(f"round {round_index + 1} of {rounds}: {step}")
-                ways: dict[str, Callable[[], None]] = {
+                ways: dict[str, Way] = {
                     OURS: lambda address=address: promote(manifest, S3Folder("s3://bucket", address)),
                     "raw ranged GETs": lambda address=address: raw_gets(manifest, address),
                     f"raw ranged GETs{KEPT}": lambda address=address: raw_gets_into_memory(manifest, address),
@@ -151,10 +155,12 @@ def run(bench: Bench, rounds: int) -> None:
                 bench.measure(step, ways, round_index)
             console.print(f"round {round_index + 1} of {rounds}: {DISK}")
             ways = {
-                OURS: lambda: (forget(weights), promote(manifest, DirectoryFolder(published)))[1],
+                OURS: lambda: promote(manifest, DirectoryFolder(published)),
                 "dd, direct": lambda: direct_read(weights),
                 f"dd, direct{KEPT}": lambda: direct_read_into_memory(weights),
             }
+            # Once is enough: none of these ways puts it back.
+            forget(weights)
             bench.measure(DISK, ways, round_index)
             bench.extra_bytes.append(extra_memory_bytes(manifest, S3Folder("s3://bucket", url)))
 

@@ -1,13 +1,13 @@
 """The ways into host memory that `staging.py` compares: ours, the raw limits, and other loaders.
 
 A raw limit is measured twice: with the bytes thrown away, which is what the link gives and what the targets are about,
-and with the bytes kept in new shared memory, which is the least that anybody has to do who stages a snapshot.
+and with the bytes kept in new shared memory, which is the least that anybody has to do who stages a snapshot. A way
+that keeps them returns the directory they are in, for the caller to remove.
 """
 
 import http.client
 import importlib.util
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -41,21 +41,18 @@ def s3_server(directory: Path, bytes_per_s: float = 0.0) -> Iterator[str]:
             process.terminate()
 
 
-@contextmanager
-def memory_tier() -> Iterator[LocalTier]:
-    """An empty dram tier."""
-    directory = Path(tempfile.mkdtemp(dir=MEMORY_DIR, prefix="bench-"))
-    try:
-        yield LocalTier("dram", directory)
-    finally:
-        shutil.rmtree(directory)
+def new_directory() -> Path:
+    """An empty directory in memory."""
+    return Path(tempfile.mkdtemp(dir=MEMORY_DIR, prefix="bench-"))
 
 
-def promote(manifest: Manifest, source: Folder) -> None:
+def promote(manifest: Manifest, source: Folder) -> Path:
     """Ours: into the dram tier, checked and committed."""
-    with memory_tier() as tier, tier.begin(manifest) as partial:
+    directory = new_directory()
+    with LocalTier("dram", directory).begin(manifest) as partial:
         copy_snapshot(manifest, source, [partial], CopyPolicy())
         partial.commit()
+    return directory
 
 
 def raw_gets(manifest: Manifest, url: str) -> None:
@@ -63,10 +60,12 @@ def raw_gets(manifest: Manifest, url: str) -> None:
     _get_all(manifest, url, lambda _start, _piece: None)
 
 
-def raw_gets_into_memory(manifest: Manifest, url: str) -> None:
+def raw_gets_into_memory(manifest: Manifest, url: str) -> Path:
     """The same, kept in a new file in shared memory; nothing is checked."""
-    with tempfile.TemporaryFile(dir=MEMORY_DIR) as memory:
+    directory = new_directory()
+    with (directory / WEIGHTS).open("wb") as memory:
         _get_all(manifest, url, lambda start, piece: os.pwrite(memory.fileno(), piece, start))
+    return directory
 
 
 def _get_all(manifest: Manifest, url: str, take: Callable[[int, memoryview], object]) -> None:
@@ -94,10 +93,11 @@ def _get_all(manifest: Manifest, url: str, take: Callable[[int, memoryview], obj
         list(pool.map(get, range(len(file.chunks))))
 
 
-def boto3_download(url: str) -> None:
+def boto3_download(url: str) -> Path:
     """What most people do."""
-    with tempfile.TemporaryDirectory(dir=MEMORY_DIR) as directory:
-        boto3.client("s3", endpoint_url=url).download_file("bucket", WEIGHTS, f"{directory}/{WEIGHTS}")
+    directory = new_directory()
+    boto3.client("s3", endpoint_url=url).download_file("bucket", WEIGHTS, f"{directory}/{WEIGHTS}")
+    return directory
 
 
 class RunaiStreamer:
@@ -142,7 +142,8 @@ def direct_read(path: Path, target: str = "/dev/null") -> None:
     subprocess.run(command, check=True)
 
 
-def direct_read_into_memory(path: Path) -> None:
+def direct_read_into_memory(path: Path) -> Path:
     """The same, kept in a new file in shared memory."""
-    with tempfile.TemporaryDirectory(dir=MEMORY_DIR) as directory:
-        direct_read(path, f"{directory}/{WEIGHTS}")
+    directory = new_directory()
+    direct_read(path, f"{directory}/{WEIGHTS}")
+    return directory
