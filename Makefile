@@ -35,8 +35,8 @@ models: setup ## fetch and prepare the demo models, once
 serve: models ## serve CONFIG (serve_config.yaml) until Ctrl-C
 	@$(BIN)/flashserve serve $(CONFIG)
 
-serve-s3: models ## serve the demo models from an S3 server of its own
-	@$(BIN)/python tests/support/demo_s3.py
+serve-s3: models ## serve CONFIG with its models on an S3 server of its own, until Ctrl-C
+	@$(BIN)/python tests/support/demo_s3.py $(CONFIG)
 
 test: models ## run the whole suite
 	$(BIN)/pytest
