@@ -8,7 +8,7 @@ TORCH := $(shell grep '^torch==' requirements.lock 2>/dev/null)
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 SOURCES := app deployments autoscaler storage tests
 
-.PHONY: help setup models serve serve-s3 test check format lock clean bench-throughput bench-coldstart bench-storage bench-storage-gpu
+.PHONY: help setup models serve serve-s3 test check format lock clean bench-throughput bench-coldstart bench-many-models bench-storage bench-storage-gpu
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -56,6 +56,9 @@ bench-throughput: models ## throughput and latency beside stock vLLM and Ray Ser
 
 bench-coldstart: models ## first tokens from every degree of cold, beside stock vLLM (about fifteen minutes)
 	$(BIN)/python tests/bench/coldstart.py
+
+bench-many-models: models ## eight models where two fit, beside first come, first served (about twenty minutes)
+	$(BIN)/python tests/bench/many_models.py
 
 bench-storage: models ## how fast snapshots reach host memory and engines, beside the raw limits and others (ten minutes)
 	$(BIN)/python tests/bench/staging.py

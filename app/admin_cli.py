@@ -1,17 +1,21 @@
-"""``flashserve status`` and ``flashserve tiers``: a running service, looked at from the command line over HTTP."""
+"""A running service, looked at and told what to do from the command line over HTTP."""
 
 import time
+from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import httpx
 import typer
+import yaml
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Column, Table
 
-from app.errors import ServiceUnreachableError
+from app.errors import ConfigError, RefusedError, ServiceUnreachableError
 
 console = Console()
+model_cli = typer.Typer(no_args_is_help=True, help="add, change and remove models of a running service")
 
 _ID_DIGITS = 12
 # Commands wait for requests to end.
@@ -28,7 +32,7 @@ def status(
 ) -> None:
     """Show each model's engine: its state and since when, its requests, how long it takes to start and to wake."""
     engines = _get(url, "/admin/models")["models"]
-    columns = ("model", "state", "for", "requests", "start", "wake", "weights")
+    columns = ("model", "state", "for", "requests", "memory", "start", "wake", "weights")
     # Wide enough for what is in it, also in a narrow terminal: half a name helps nobody.
     table = Table(
         *(Column(name, no_wrap=True, min_width=len(name)) for name in columns), box=None, padding=(0, 2, 0, 0)
@@ -37,7 +41,8 @@ def status(
         took = [f"{engine[key]:.2f} s" if engine[key] is not None else "" for key in ("started_in_s", "woken_in_s")]
         since, weights = f"{engine['since_s']:.0f} s", engine["start"]["weights_from"]
         requests = f"{engine['requests']} + {engine['waiting']} held" if engine["waiting"] else str(engine["requests"])
-        table.add_row(model, engine["state"], since, requests, *took, weights)
+        held = engine[f"{engine['state']}_bytes"] if engine["state"] in {"awake", "asleep"} else 0
+        table.add_row(model, engine["state"], since, requests, decimal(held) if held else "", *took, weights)
     Console(width=max(console.width, WIDTH)).print(table)
     for model, engine in engines.items():
         if engine["reason"]:
@@ -65,6 +70,42 @@ def stop(model: str, url: Url = DEFAULT_URL) -> None:
     """End a model's engine once its requests have ended; it stays cold until it is asked for."""
     with console.status(f"waiting for {model} to end …"):
         _post(url, "/admin/stop", {"model": model})
+    status(url)
+
+
+def migrate(
+    model: str,
+    url: Url = DEFAULT_URL,
+    *,
+    replica: Annotated[str | None, typer.Option(help="Serve's id of the replica they leave; the busiest")] = None,
+) -> None:
+    """Move a model's running streams to other replicas; their clients don't notice."""
+    moving = _ask("POST", url, "/admin/migrate", {"model": model, "replica": replica})["moving"]
+    console.print(f"{moving} streams of {model} are moving", highlight=False)
+
+
+@model_cli.command("add")
+def add_model(
+    file: Annotated[Path, typer.Argument(help="YAML with the model as it would stand under 'models'", exists=True)],
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Serve another model, or change the one of that id, without touching the others; restarts don't undo it."""
+    try:
+        section = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError((f"{file}: {error}",)) from error
+    if not isinstance(section, dict) or not isinstance(section.get("id"), str):
+        raise ConfigError((f"{file}: it has to hold one model, with its id",))
+    model = section.pop("id")
+    with console.status(f"adding {model} …"):
+        _ask("PUT", url, f"/admin/models/{quote(model)}", section)
+    status(url)
+
+
+@model_cli.command("rm")
+def remove_model(model: str, url: Url = DEFAULT_URL) -> None:
+    """Serve a model no longer; its requests under way end first."""
+    _ask("DELETE", url, f"/admin/models/{quote(model)}")
     status(url)
 
 
@@ -104,7 +145,7 @@ def _ask(method: str, url: str, path: str, body: dict[str, Any] | None = None) -
     try:
         answer = httpx.request(method, url.rstrip("/") + path, json=body, timeout=_TIMEOUT_S)
         if answer.is_error:
-            raise ServiceUnreachableError(url, str(answer.json()["error"]["message"]))
+            raise RefusedError(str(answer.json()["error"]["message"]))
         return answer.json()
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         raise ServiceUnreachableError(url, str(error)) from error

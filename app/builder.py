@@ -7,13 +7,14 @@ from typing import Any
 
 from ray import serve
 from ray.serve import Application
+from ray.serve.config import RequestRouterConfig
 
+from app.catalogue import Catalogue, Entry
 from app.config import AppConfig, PoolConfig, parse_config
 from app.model_specs import check_models, store_config
 from deployments.nodes import NodeKeeper
 from deployments.replica import ServedEngineReplica
 from deployments.residency import Limits
-from deployments.types import ModelSpec
 from storage.store import StoreConfig
 
 NO_LIMIT_BYTES = 1 << 62
@@ -28,7 +29,12 @@ _HEALTH = {"health_check_period_s": 5, "health_check_timeout_s": 30}
 _ONE_LOOP = {
     "env_vars": {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0", "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0"}
 }
-_SHUTDOWN = {"graceful_shutdown_wait_loop_s": 1, "graceful_shutdown_timeout_s": 30}
+_LIGHT = {"num_cpus": 0, "runtime_env": _ONE_LOOP}
+# Every gateway and replica has one question open with the catalogue.
+_FOLLOWERS = 10_000
+# By name: gateways import it, Serve's controller need not.
+_ROUTER = "deployments.router.ReplicaRouter"
+_SHUTDOWN: dict[str, Any] = {"graceful_shutdown_wait_loop_s": 1, "graceful_shutdown_timeout_s": 30}
 
 
 def build_app(args: dict[str, Any]) -> Application:
@@ -40,9 +46,9 @@ def build_app(args: dict[str, Any]) -> Application:
         ConfigError: something is wrong; nothing was started.
     """
     config = parse_config(args)
-    specs = check_models(config)
+    entries = check_models(config)
     storage = store_config(config.storage)
-    pools = {pool.name: _pool(pool, specs, config, storage) for pool in config.pools}
+    catalogue = _catalogue(entries, storage)
     from app.gateway import ingress  # noqa: PLC0415 - imports vLLM, which takes seconds: only for a good configuration
 
     gateway = serve.deployment(
@@ -55,26 +61,29 @@ def build_app(args: dict[str, Any]) -> Application:
         **_SHUTDOWN,
     )
     return gateway.bind(
-        specs=specs,
-        frontends={model.id: model.openai.model_dump(exclude_defaults=True) for model in config.models},
-        pools={model.id: pools[config.pool_of(model.id).name] for model in config.models},
+        config=config,
+        catalogue=catalogue,
+        pools={pool.name: _pool(pool, catalogue, config, storage) for pool in config.pools},
         nodes=_nodes(storage, config),
         storage=storage,
-        max_body_bytes=config.gateway.max_body_bytes,
-        header_wait_s=config.admission.header_wait_s,
     )
 
 
+def _catalogue(entries: list[Entry], storage: StoreConfig) -> Application:
+    catalogue = serve.deployment(
+        Catalogue, name="Models", max_ongoing_requests=_FOLLOWERS, ray_actor_options=_LIGHT, **_HEALTH, **_SHUTDOWN
+    )
+    return catalogue.bind(entries, storage.disk_dir)
+
+
 def _nodes(storage: StoreConfig, config: AppConfig) -> Application:
-    options = {"num_cpus": 0, "runtime_env": _ONE_LOOP}
     keeper = serve.deployment(
-        NodeKeeper, name="Nodes", max_ongoing_requests=100, ray_actor_options=options, **_HEALTH, **_SHUTDOWN
+        NodeKeeper, name="Nodes", max_ongoing_requests=100, ray_actor_options=_LIGHT, **_HEALTH, **_SHUTDOWN
     )
     return keeper.bind(storage, "gpu" if any(pool.num_gpus for pool in config.pools) else "cpu")
 
 
-def _pool(pool: PoolConfig, specs: list[ModelSpec], config: AppConfig, storage: StoreConfig) -> Application:
-    hosted = [spec for spec in specs if pool.models == "*" or spec.id in pool.models]
+def _pool(pool: PoolConfig, catalogue: Application, config: AppConfig, storage: StoreConfig) -> Application:
     scaling: dict[str, Any] = {"num_replicas": pool.min_replicas}
     if pool.max_replicas > pool.min_replicas:
         scaling = {"autoscaling_config": {"min_replicas": pool.min_replicas, "max_replicas": pool.max_replicas}}
@@ -87,10 +96,12 @@ def _pool(pool: PoolConfig, specs: list[ModelSpec], config: AppConfig, storage: 
         max_ongoing_requests=pool.max_ongoing_requests,
         max_queued_requests=config.admission.max_queued_requests,
         ray_actor_options=options,
+        request_router_config=RequestRouterConfig(request_router_class=_ROUTER),
         **scaling,
         **_HEALTH,
-        **_SHUTDOWN,
+        **(_SHUTDOWN | {"graceful_shutdown_timeout_s": pool.drain_s}),
     )
     budget_bytes = NO_LIMIT_BYTES if pool.device_bytes is None else pool.device_bytes
     limits = Limits(budget_bytes, min_residency_s=MIN_RESIDENCY_S, max_starvation_s=MAX_STARVATION_S)
-    return deployment.bind(models=hosted, storage=storage, limits=limits, max_wait_s=config.admission.max_wait_s)
+    wait_s = config.admission.max_wait_s
+    return deployment.bind(catalogue=catalogue, pool=pool.name, storage=storage, limits=limits, max_wait_s=wait_s)

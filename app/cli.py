@@ -14,10 +14,12 @@ from storage.errors import StorageError
 
 cli = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
 cli.add_typer(snapshot_cli, name="snapshot")
+cli.add_typer(admin_cli.model_cli, name="model")
 cli.command()(admin_cli.status)
 cli.command()(admin_cli.wake)
 cli.command()(admin_cli.sleep)
 cli.command()(admin_cli.stop)
+cli.command()(admin_cli.migrate)
 cli.command()(admin_cli.tiers)
 console = Console()
 
@@ -47,8 +49,7 @@ def check(config_file: ConfigFile = Path("serve_config.yaml")) -> None:
     from app.launch import read_plan  # noqa: PLC0415
     from app.model_specs import check_models  # noqa: PLC0415 - imports vLLM
 
-    specs = check_models(read_plan(config_file).config)
-    for spec in specs:
+    for spec in (entry.spec for entry in check_models(read_plan(config_file).config)):
         adapters = ", ".join(adapter.id for adapter in spec.adapters) or "no adapters"
         console.print(f"[green]ok[/] {spec.id} ({adapters})", highlight=False)
 

@@ -75,6 +75,7 @@ class PoolConfig(_Section):
     models: Literal["*"] | list[str] = Field("*", description="ids of the models it hosts; * for all")
     max_ongoing_requests: int = Field(256, ge=1, description="sequences a replica works on, or holds, at once")
     device_bytes: ByteSize | None = Field(None, description="memory for engines, awake and asleep; null: no limit")
+    drain_s: float = Field(30.0, gt=0, description="how long a replica that leaves keeps streams that can't move")
 
     @model_validator(mode="after")
     def _replicas_in_order(self) -> "PoolConfig":
@@ -141,8 +142,15 @@ class AppConfig(_Section):
     storage: StorageConfig = StorageConfig()
 
     def pool_of(self, model_id: str) -> PoolConfig:
-        """Return the first pool that hosts the model."""
-        return next(pool for pool in self.pools if pool.models == "*" or model_id in pool.models)
+        """Return the first pool that hosts the model.
+
+        Raises:
+            ConfigError: none does.
+        """
+        for pool in self.pools:
+            if pool.models == "*" or model_id in pool.models:
+                return pool
+        raise ConfigError((f"id: no pool hosts '{model_id}'",))
 
 
 def parse_config(args: Any) -> AppConfig:
@@ -159,6 +167,14 @@ def parse_config(args: Any) -> AppConfig:
     if problems:
         raise ConfigError(problems)
     return config
+
+
+def parse_model(args: Any) -> ModelConfig:
+    """Check one model's section by itself. Raises ConfigError as ``parse_config``, with paths inside the section."""
+    try:
+        return ModelConfig.model_validate(args)
+    except ValidationError as error:
+        raise ConfigError(tuple(_problem(detail, ModelConfig) for detail in error.errors())) from error
 
 
 def _conflicts(config: AppConfig) -> Iterable[str]:
@@ -178,11 +194,11 @@ def _conflicts(config: AppConfig) -> Iterable[str]:
             yield f"models[{index}].id: no pool hosts '{model_id}'"
 
 
-def _problem(detail: ErrorDetails) -> str:
+def _problem(detail: ErrorDetails, root: Any = AppConfig) -> str:
     location = detail["loc"]
     path = path_text(location)
     if detail["type"] == "extra_forbidden":
-        return f"{path}: there is no such key{_nearest(str(location[-1]), _keys_at(location[:-1]))}"
+        return f"{path}: there is no such key{_nearest(str(location[-1]), _keys_at(root, location[:-1]))}"
     if detail["type"] == "missing":
         return f"{path}: this key is required"
     message = detail["msg"].removeprefix("Value error, ")
@@ -203,8 +219,8 @@ def path_text(location: Iterable[int | str]) -> str:
     return text or "args"
 
 
-def _keys_at(location: tuple[int | str, ...]) -> list[str]:
-    section: Any = AppConfig
+def _keys_at(root: Any, location: tuple[int | str, ...]) -> list[str]:
+    section = root
     for part in location:
         if isinstance(part, int):
             continue

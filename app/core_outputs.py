@@ -11,10 +11,10 @@ from deployments.wire import LogprobRow, TokenDelta
 _FINISH_REASONS = {str(reason): reason for reason in FinishReason}
 
 
-def core_output(delta: TokenDelta) -> EngineCoreOutput:
-    """Return the delta as vLLM's engine core would have sent it."""
+def core_output(delta: TokenDelta, request_id: str) -> EngineCoreOutput:
+    """Return the delta as vLLM's engine core would have sent it for the request."""
     return EngineCoreOutput(
-        request_id=delta.stream_id,
+        request_id=request_id,
         new_token_ids=delta.token_ids,
         new_logprobs=_sample_logprobs(delta.logprobs) if delta.logprobs else None,
         new_prompt_logprobs_tensors=_prompt_logprobs(delta.prompt_logprobs) if delta.prompt_logprobs else None,

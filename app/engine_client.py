@@ -1,24 +1,21 @@
 """vLLM's ``EngineClient`` over engine replicas elsewhere: what vLLM's OpenAI classes take for an engine.
 
-A request becomes one Serve call per sequence (``EngineReplica.generate``); its tokens come back on the gateway's token
-feed and are turned into text here, by vLLM's own output processor. Does not cover: the OpenAI API (``openai_layer``)
-and the feed's socket (``streams``).
+A request becomes one Serve call per sequence (``EngineReplica.generate``), and another one whenever that is lost; its
+tokens come back on the gateway's token feed and are turned into text here, by vLLM's own output processor, which
+notices nothing of it. Does not cover: the OpenAI API (``openai_layer``), lost calls (``carrier``) and the feed's socket
+(``streams``).
 """
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from copy import copy
-from dataclasses import dataclass, field
-from http import HTTPStatus
 from typing import Any
 
 import msgspec
 import numpy as np
 import torch
-from ray.exceptions import RayActorError, RayError
-from ray.serve.exceptions import BackPressureError, RayServeException
 from vllm.config import VllmConfig
-from vllm.exceptions import GracefulHTTPError, VLLMValidationError
+from vllm.exceptions import VLLMValidationError
 from vllm.lora.request import LoRARequest
 from vllm.outputs import PoolingOutput, PoolingRequestOutput, RequestOutput
 from vllm.pooling_params import PoolingParams
@@ -29,52 +26,48 @@ from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
 from vllm.v1.engine.parallel_sampling import ParentRequest
 
+from app.carrier import ModelPool, SequenceCarrier, embedded
 from app.core_outputs import core_output
 from app.engineless import EnginelessClient
-from app.errors import status_of
+from app.keep_alive import SAMPLING_ARGUMENT
 from app.streams import TokenStreams
-from deployments.errors import DeploymentError, EngineDiedError, FeedError, RequestRejectedError
 from deployments.types import AdapterRef, EmbedRequest, GenerateRequest
-from deployments.wire import TokenDelta
-
-# How long a stream waits for its last tokens after the replica said that it has sent them all.
-FEED_GRACE_S = 5.0
-
-
-@dataclass(eq=False)
-class _Sequence:
-    """One sequence under way: its Serve call, and the watcher that turns the call's failure into the stream's."""
-
-    request: EngineCoreRequest
-    response: Any = None
-    watcher: asyncio.Task[None] | None = None
-    finished: asyncio.Event = field(default_factory=asyncio.Event)
+from deployments.wire import MOVE, TokenDelta
 
 
 class RemoteEngineClient(EnginelessClient):
-    """One base model and its adapters, served by the replicas behind ``replicas`` (a Serve deployment handle)."""
+    """One base model and its adapters, served by the replicas of ``pool``.
+
+    ``revision`` is that of the spec it was made for (``ModelSpec.revision``).
+    """
 
     def __init__(  # noqa: PLR0913 - what a client is made of
         self,
         model_id: str,
+        revision: str,
         *,
         config: VllmConfig,
         supported_tasks: list[str],
-        replicas: Any,
+        pool: ModelPool,
         streams: TokenStreams,
         adapters: Mapping[str, AdapterRef],
     ) -> None:
         self.model_id = model_id
+        self._revision = revision
+        self._retired = False
         self.vllm_config = config
         self.model_config = config.model_config
         self.renderer = renderer_from_config(config)
         self.input_processor = InputProcessor(config, self.renderer)
         self._supported_tasks = tuple(supported_tasks)
-        self._replicas = replicas
+        self._pool = pool
         self._streams = streams
         self._adapters = adapters
         self._outputs = OutputProcessor(self.renderer.tokenizer, log_stats=False)
-        self._sequences: dict[str, _Sequence] = {}
+        # By the ids of their sequences, and of their attempts.
+        self._carrying: dict[str, asyncio.Task[None]] = {}
+        self._carriers: dict[str, SequenceCarrier] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def generate(  # noqa: PLR0913 - vLLM's signature
         self,
@@ -113,7 +106,7 @@ class RemoteEngineClient(EnginelessClient):
                 _check_fits_grammar(output, sampling_params)
                 yield output
         finally:
-            self._end(sequences)
+            self._stop([sequence.request_id for sequence in sequences])
 
     async def encode(  # noqa: PLR0913, PLR0917 - vLLM's signature
         self,
@@ -138,18 +131,13 @@ class RemoteEngineClient(EnginelessClient):
         ask: EmbedRequest = {
             "stream_id": request.request_id,
             "model_id": self.model_id,
+            "revision": self._revision,
             "prompt_token_ids": list(request.prompt_token_ids),
             "pooling": msgspec.to_builtins(request.pooling_params),
             "adapter": self._adapter(lora_request),
             "priority": priority,
         }
-        response = self._replicas.embed.remote(ask)
-        try:
-            embedding = await response
-        except (RayError, RayServeException, DeploymentError) as error:
-            raise translated(error, self.model_id) from error
-        finally:
-            response.cancel()
+        embedding = await embedded(ask, self._pool)
         data = np.frombuffer(embedding["data"], dtype="<f4").reshape(embedding["shape"])
         yield PoolingRequestOutput(
             request_id=request_id,
@@ -161,77 +149,85 @@ class RemoteEngineClient(EnginelessClient):
 
     def on_deltas(self, deltas: list[TokenDelta]) -> None:
         """See ``DeltaSink.on_deltas``: one pass of vLLM's output processor over all streams of a frame."""
-        processed = self._outputs.process_outputs([core_output(delta) for delta in deltas])
+        outputs = []
         for delta in deltas:
+            carrier = self._carriers.get(delta.stream_id)
+            if carrier is None:
+                continue
+            carrier.take(delta)
+            if delta.stop_reason == MOVE and not delta.token_ids:
+                continue
+            outputs.append(core_output(delta, carrier.stream_id))
             if delta.finish_reason is not None:
-                self._finish(delta.stream_id)
-        for stream_id in processed.reqs_to_abort:
-            # A stop string was found in the text: the replica doesn't know yet.
-            self._finish(stream_id, cancel=True)
+                self._carrying.pop(carrier.stream_id, None)
+                self.forget(delta.stream_id)
+                self._shut_down_if_done()
+        # A stop string was found in the text: the replica doesn't know yet.
+        for stream_id in self._outputs.process_outputs(outputs).reqs_to_abort:
+            self._cancel(stream_id)
+
+    def expect(self, attempt_id: str, carrier: SequenceCarrier) -> None:
+        """See ``carrier.Desk.expect``."""
+        self._carriers[attempt_id] = carrier
+        self._streams.expect(attempt_id, self)
+
+    def forget(self, attempt_id: str) -> None:
+        """See ``carrier.Desk.forget``."""
+        self._carriers.pop(attempt_id, None)
+        self._streams.forget(attempt_id)
 
     def _fan_out(
         self, request: EngineCoreRequest, prompt_text: str | None, collector: RequestOutputCollector
-    ) -> list[_Sequence]:
+    ) -> list[EngineCoreRequest]:
         count = request.params.n
         if count == 1:
             self._outputs.add_request(request, prompt_text, None, 0, collector)
-            return [_Sequence(request)]
+            return [request]
         parent = ParentRequest(request)
         children = []
         for index in range(count):
             child = copy(request)
             child.request_id, child.sampling_params = parent.get_child_info(index)
             self._outputs.add_request(child, prompt_text, parent, index, collector)
-            children.append(_Sequence(child))
+            children.append(child)
         return children
 
-    def _begin(self, sequence: _Sequence, collector: RequestOutputCollector) -> None:
-        request = sequence.request
+    def _begin(self, request: EngineCoreRequest, collector: RequestOutputCollector) -> None:
         ask: GenerateRequest = {
             "stream_id": request.request_id,
             "model_id": self.model_id,
+            "revision": self._revision,
             "prompt_token_ids": list(request.prompt_token_ids),
             "sampling": msgspec.to_builtins(request.sampling_params),
             "reply_to": self._streams.reply_to,
             "adapter": self._adapter(request.lora_request),
             "priority": request.priority,
             "cache_salt": request.cache_salt,
+            "keep_awake_s": (request.sampling_params.extra_args or {}).get(SAMPLING_ARGUMENT),
         }
-        self._sequences[request.request_id] = sequence
-        self._streams.expect(request.request_id, self)
-        sequence.response = self._replicas.generate.remote(ask)
-        sequence.watcher = asyncio.get_running_loop().create_task(self._watch(sequence, collector))
+        carrier = SequenceCarrier(ask, self._pool, self)
+        carrying = asyncio.get_running_loop().create_task(carrier.carry())
+        self._carrying[carrier.stream_id] = carrying
+        # Held until the call has returned, which is a little after the sequence's end.
+        self._tasks.add(carrying)
+        carrying.add_done_callback(self._tasks.discard)
+        carrying.add_done_callback(lambda done: _pass_on_failure(done, collector))
 
-    async def _watch(self, sequence: _Sequence, collector: RequestOutputCollector) -> None:
-        try:
-            await sequence.response
-            async with asyncio.timeout(FEED_GRACE_S):
-                await sequence.finished.wait()
-        except TimeoutError:
-            collector.put(_as_vllm_error(FeedError(str(self._streams.reply_to["port"]), "its last tokens are missing")))
-        except Exception as error:  # noqa: BLE001 - whatever the call raised ends this stream, and only this one
-            collector.put(translated(error, self.model_id))
-
-    def _finish(self, stream_id: str, *, cancel: bool = False) -> None:
-        self._streams.forget(stream_id)
-        sequence = self._sequences.pop(stream_id, None)
-        if sequence is not None:
-            sequence.finished.set()
-            if cancel:
-                self._cancel(sequence)
-
-    def _end(self, sequences: Iterable[_Sequence]) -> None:
-        for sequence in sequences:
-            stream_id = sequence.request.request_id
-            if stream_id in self._sequences:
+    def _stop(self, stream_ids: Iterable[str]) -> None:
+        for stream_id in stream_ids:
+            if stream_id in self._carrying:
                 self._outputs.abort_requests([stream_id], internal=True)
-                self._finish(stream_id, cancel=True)
+                self._cancel(stream_id)
 
-    def _cancel(self, sequence: _Sequence) -> None:
-        if sequence.watcher is not None:
-            sequence.watcher.cancel()
-        if sequence.response is not None:
-            sequence.response.cancel()
+    def _cancel(self, stream_id: str) -> None:
+        carrying = self._carrying.pop(stream_id, None)
+        if carrying is not None:
+            carrying.cancel()
+            self._shut_down_if_done()
+
+    def _shut_down_if_done(self) -> None:
+        if self._retired and not self._carrying:
+            self.shutdown()
 
     async def _core_request(
         self, request_id: str, prompt: Any, params: SamplingParams | PoolingParams, **arguments: Any
@@ -259,18 +255,23 @@ class RemoteEngineClient(EnginelessClient):
     async def abort(self, request_id: str | Iterable[str]) -> None:
         """Stop sequences by their ids."""
         stream_ids = [request_id] if isinstance(request_id, str) else list(request_id)
-        self._end([self._sequences[stream_id] for stream_id in stream_ids if stream_id in self._sequences])
+        self._stop(stream_ids)
 
     async def add_lora(self, lora_request: LoRARequest) -> bool:
         """Accept: the replica loads an adapter with its first request, after the builder has checked its files."""
         return lora_request.lora_name in self._adapters
+
+    def retire(self) -> None:
+        """Shut down once the requests under way have ended; there will be no new ones."""
+        self._retired = True
+        self._shut_down_if_done()
 
     def shutdown(self, timeout: float | None = None) -> None:  # noqa: ARG002
         """End this client's threads; the replicas live on."""
         self.renderer.shutdown()
 
     def __repr__(self) -> str:
-        return f"<RemoteEngineClient {self.model_id}, {len(self._sequences)} sequences>"
+        return f"<RemoteEngineClient {self.model_id}, {len(self._carrying)} sequences>"
 
 
 def _check_fits_grammar(output: RequestOutput, params: SamplingParams) -> None:
@@ -280,23 +281,6 @@ def _check_fits_grammar(output: RequestOutput, params: SamplingParams) -> None:
         raise VLLMValidationError(message)
 
 
-def translated(error: Exception, model_id: str) -> Exception:
-    """Return a replica's failed Serve call as an error of vLLM's, which its OpenAI classes turn into an answer."""
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, DeploymentError):
-        return _as_vllm_error(cause)
-    if isinstance(error, DeploymentError):
-        return _as_vllm_error(error)
-    if isinstance(error, BackPressureError):
-        return GracefulHTTPError(
-            f"Too many requests wait for model '{model_id}'; please try again.", HTTPStatus.TOO_MANY_REQUESTS
-        )
-    if isinstance(error, RayActorError):
-        return _as_vllm_error(EngineDiedError(model_id))
-    return error
-
-
-def _as_vllm_error(error: DeploymentError) -> Exception:
-    if isinstance(error, RequestRejectedError):
-        return VLLMValidationError(error.message, parameter=error.parameter)
-    return GracefulHTTPError(str(error), status_of(error))
+def _pass_on_failure(carrying: asyncio.Task[None], collector: RequestOutputCollector) -> None:
+    if not carrying.cancelled() and (error := carrying.exception()) is not None:
+        collector.put(error)

@@ -5,7 +5,10 @@ AppError
 ├── InvalidRequestError   the request is wrong; names the field
 ├── ModelNotFoundError    no model or adapter of that name
 ├── BodyTooLargeError     the request's body is over the limit
+├── RequestEndsEnginesError  engines ended under the request, one after the other; it is not tried again
+├── CatalogueError        what was changed at run time could not be kept
 ├── ServiceUnreachableError  no service answers where the command line looks for one
+├── RefusedError          the service refuses what the command line asks for
 ├── LaunchError           the machine can't run the service, or it didn't come up
 └── ApiError              what ``app.client`` raises: an error answer of the service
 
@@ -21,6 +24,8 @@ from deployments.errors import (
     EngineUnavailableError,
     FeedError,
     RequestRejectedError,
+    ResumeUnsupportedError,
+    UnknownModelError,
 )
 
 
@@ -77,6 +82,33 @@ class BodyTooLargeError(AppError):
         return f"The request's body is larger than {self.limit_bytes} bytes."
 
 
+class CatalogueError(AppError):
+    """The list of models could not be written to ``path``."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"The models stay as they were, because their list could not be written: {self.reason}"
+
+
+class RequestEndsEnginesError(AppError):
+    """``count`` engines of ``model_id`` ended while they worked on the request, without a token between them."""
+
+    def __init__(self, model_id: str, count: int) -> None:
+        super().__init__(model_id, count)
+        self.model_id = model_id
+        self.count = count
+
+    def __str__(self) -> str:
+        return (
+            f"{self.count} engines of model '{self.model_id}' ended while they worked on this request; "
+            "it is not tried again."
+        )
+
+
 class ServiceUnreachableError(AppError):
     """No FlashServe answers at ``url``."""
 
@@ -87,6 +119,17 @@ class ServiceUnreachableError(AppError):
 
     def __str__(self) -> str:
         return f"No FlashServe answers at {self.url}: {self.reason}"
+
+
+class RefusedError(AppError):
+    """The service answered with an error; ``message`` is its own."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class LaunchError(AppError):
@@ -115,6 +158,9 @@ class ApiError(AppError):
 
 
 _STATUS: dict[type[Exception], HTTPStatus] = {
+    ConfigError: HTTPStatus.BAD_REQUEST,
+    CatalogueError: HTTPStatus.SERVICE_UNAVAILABLE,
+    UnknownModelError: HTTPStatus.NOT_FOUND,
     InvalidRequestError: HTTPStatus.BAD_REQUEST,
     RequestRejectedError: HTTPStatus.BAD_REQUEST,
     ModelNotFoundError: HTTPStatus.NOT_FOUND,
@@ -123,6 +169,9 @@ _STATUS: dict[type[Exception], HTTPStatus] = {
     EngineStartError: HTTPStatus.SERVICE_UNAVAILABLE,
     EngineDiedError: HTTPStatus.SERVICE_UNAVAILABLE,
     FeedError: HTTPStatus.SERVICE_UNAVAILABLE,
+    ResumeUnsupportedError: HTTPStatus.SERVICE_UNAVAILABLE,
+    # Not 503: whoever sends it again ends more engines.
+    RequestEndsEnginesError: HTTPStatus.INTERNAL_SERVER_ERROR,
 }
 
 _TYPE = {

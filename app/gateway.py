@@ -21,66 +21,74 @@ from ray.serve.exceptions import RayServeException
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from app.engine_client import RemoteEngineClient, translated
-from app.errors import AppError, InvalidRequestError
+from app.attempts import translated
+from app.carrier import ModelPool
+from app.catalogue import Entry
+from app.config import AppConfig, parse_model
+from app.engine_client import RemoteEngineClient
+from app.engine_states import UNHEARD_OF
+from app.errors import AppError, InvalidRequestError, ModelNotFoundError
+from app.fleet import Command, Fleets
 from app.metrics import scrape
+from app.model_specs import check_model
 from app.openai_layer import REQUEST_TYPES, OpenAILayer, Operation
 from app.responses import error_answer
 from app.routes import build_http_app
 from app.streams import TokenStreams
 from deployments.engine_args import engine_config
 from deployments.errors import DeploymentError
-from deployments.types import AdapterRef, EngineDescription, ModelSpec
+from deployments.placements import PLACEMENTS
+from deployments.types import AdapterRef, EngineDescription, MoveRequest
 from storage.checkpoint import SourceCache
 from storage.store import StoreConfig
 
 logger = logging.getLogger(__name__)
 
+_RETRY_S = 0.5
 _PARSERS = {operation: TypeAdapter(kind) for operation, kind in REQUEST_TYPES.items()}
 
 
 class Gateway:
     """Plain class; ``ingress`` is what Serve deploys."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 - everything a gateway is made of comes with its deployment
-        self,
-        specs: list[ModelSpec],
-        frontends: Mapping[str, Mapping[str, Any]],
-        pools: Mapping[str, Any],
-        nodes: Any,
-        storage: StoreConfig,
-        max_body_bytes: int,
-        header_wait_s: float,
+    def __init__(
+        self, config: AppConfig, catalogue: Any, pools: Mapping[str, Any], nodes: Any, storage: StoreConfig
     ) -> None:
-        """``frontends`` are vLLM's API server arguments and ``pools`` Serve handles, by model id; ``nodes`` is one."""
-        self._specs = {spec.id: spec for spec in specs}
+        """``catalogue``, ``pools`` (by name) and ``nodes`` are Serve handles."""
+        self._config = config
+        self._catalogue = catalogue
+        self._pools = pools
         self._nodes = nodes
         self._sources = SourceCache(storage.disk_dir, storage.s3_endpoint_url)
-        self._frontends = frontends
-        self._pools = pools
-        self._max_body_bytes = max_body_bytes
-        self.header_wait_s = header_wait_s
-        self._streams = TokenStreams()
-        self._listening = asyncio.get_running_loop().create_task(self._listen())
+        self.header_wait_s = config.admission.header_wait_s
+        self._fleets = Fleets(pools, PLACEMENTS)
+        self._streams = TokenStreams(self._fleets)
+        self._layer = OpenAILayer(self._prepare)
+        self._entries: dict[str, Entry] = {}
+        self._version: str | None = None
+        self._taken = asyncio.Event()
         # Each model's part of the layer for itself, so that one that can't be served takes nothing from the others.
         self._building: dict[str, asyncio.Task[None]] = {}
-        self._beginning = [asyncio.get_running_loop().create_task(self._begin(spec.id)) for spec in specs]
+        self._beginning: set[asyncio.Task[None]] = set()
+        loop = asyncio.get_running_loop()
+        self._listening = loop.create_task(self._listen())
+        self._following = loop.create_task(self._follow())
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Serve's hook: the HTTP application of this replica."""
-        return build_http_app(self, self._max_body_bytes)
+        return build_http_app(self, self._config.gateway.max_body_bytes)
 
     async def layer(self) -> OpenAILayer:
         """See ``routes.Service.layer``."""
-        return await asyncio.shield(self._listening)
+        await asyncio.shield(self._listening)
+        while self._version is None:
+            await self._taken.wait()
+        return self._layer
 
     async def engines(self) -> dict[str, EngineDescription]:
         """See ``routes.Service.engines``."""
-        handles = {handle.deployment_id: handle for handle in self._pools.values()}.values()
-        described: dict[str, EngineDescription] = {}
-        for engines in await asyncio.gather(*(_described(handle) for handle in handles)):
-            described |= engines
-        return described
+        await self.layer()
+        return dict.fromkeys(self._entries, UNHEARD_OF) | await self._fleets.describe()
 
     async def wake(self, model: str) -> None:
         """See ``routes.Service.wake``."""
@@ -94,19 +102,57 @@ class Gateway:
         """See ``routes.Service.stop``."""
         await self._command("stop", model)
 
-    async def _command(self, command: str, model: str) -> None:
+    async def migrate(self, model: str, replica_id: str | None) -> int:
+        """See ``routes.Service.migrate``."""
         model_id = (await self.layer()).model_id(model)
+        source_id = replica_id or PLACEMENTS.busiest(model_id)
+        if source_id is None:
+            return 0
+        if not PLACEMENTS.has_another(source_id):
+            message = f"There is no other replica that streams of '{model}' could go to."
+            raise InvalidRequestError(message, "model")
+        order: MoveRequest = {"model_id": model_id, "place": {"replica_id": source_id}}
         try:
-            await getattr(self._pools[model_id], command).remote(model_id)
+            return await self._pool(model_id).move.remote(order)
         except (RayError, RayServeException, DeploymentError) as error:
             raise translated(error, model_id) from error
+
+    async def _command(self, command: Command, model: str) -> None:
+        model_id = (await self.layer()).model_id(model)
+        try:
+            await self._fleets.of(self._entries[model_id].pool).command(command, model_id)
+        except (RayError, RayServeException, DeploymentError) as error:
+            raise translated(error, model_id) from error
+
+    async def put_model(self, model_id: str, section: dict[str, Any]) -> None:
+        """See ``routes.Service.put_model``."""
+        model = parse_model(section | {"id": model_id})
+        pool = self._config.pool_of(model_id)
+        entry = await asyncio.to_thread(check_model, model, pool, self._sources)
+        await self._change("put", model_id, entry)
+
+    async def remove_model(self, model_id: str) -> None:
+        """See ``routes.Service.remove_model``."""
+        await self.layer()
+        if model_id not in self._entries:
+            raise ModelNotFoundError(model_id)
+        await self._change("remove", model_id, model_id)
+
+    async def _change(self, method: str, model_id: str, argument: Any) -> None:
+        try:
+            await getattr(self._catalogue, method).remote(argument)
+            # Whoever gets the answer finds it so here; other gateways hear of it at the same time.
+            found = await self._catalogue.entries.remote(None)
+        except (RayError, RayServeException) as error:
+            raise translated(error, model_id) from error
+        self._take(found)
 
     async def progress(self, model: str) -> str:
         """See ``routes.Service.progress``."""
         try:
             model_id = (await self.layer()).model_id(model)
-            engine = (await _described(self._pools[model_id]))[model_id]
-        except (AppError, RayError, RayServeException) as error:
+            engine = (await self._fleets.of(self._entries[model_id].pool).describe())[model_id]
+        except (AppError, KeyError, RayError, RayServeException) as error:
             return f"{model}: {error}"
         takes_s = engine["woken_in_s"] if engine["state"] == "waking" else engine["started_in_s"]
         left = f", about {max(0.0, takes_s - engine['since_s']):.1f} s left" if takes_s is not None else ""
@@ -150,11 +196,14 @@ class Gateway:
         """Serve's health check: raises when no tokens could be received."""
         if self._listening.done():
             self._listening.result()
+        if self._following.done():
+            self._following.result()
 
     async def close(self) -> None:
         """Close the feeds, which ends what replicas generate for this gateway."""
-        for task in (self._listening, *self._beginning, *self._building.values()):
+        for task in (self._listening, self._following, *self._beginning, *self._building.values()):
             task.cancel()
+        self._fleets.close()
         self._streams.close()
 
     async def _answer(self, operation: Operation, body: dict[str, Any]) -> Any:
@@ -167,9 +216,37 @@ class Gateway:
             raise RequestValidationError(error.errors(), body=body) from error
         return await (await self.layer()).answer(operation, request)
 
-    async def _listen(self) -> OpenAILayer:
+    def _pool(self, model_id: str) -> Any:
+        return self._pools[self._entries[model_id].pool]
+
+    async def _listen(self) -> None:
         await self._streams.listen(ray.util.get_node_ip_address())
-        return OpenAILayer(list(self._specs.values()), self._prepare)
+        self._fleets.run(self._streams.reply_to)
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                self._take(await self._catalogue.entries.remote(self._version))
+            except (RayError, RayServeException) as error:
+                logger.warning("the catalogue does not answer: %s", error)
+                await asyncio.sleep(_RETRY_S)
+
+    def _take(self, found: tuple[str, list[Entry]] | None) -> None:
+        if found is None or found[0] == self._version:
+            return
+        self._version, entries = found
+        before, self._entries = self._entries, {entry.spec.id: entry for entry in entries}
+        self._layer.name([entry.spec for entry in entries])
+        for model_id in before | self._entries:
+            if before.get(model_id) == self._entries.get(model_id):
+                continue
+            self._building.pop(model_id, None)
+            self._layer.remove(model_id)
+            if model_id in self._entries:
+                beginning = asyncio.get_running_loop().create_task(self._begin(model_id))
+                self._beginning.add(beginning)
+                beginning.add_done_callback(self._beginning.discard)
+        self._taken.set()
 
     async def _begin(self, model_id: str) -> None:
         try:
@@ -180,19 +257,25 @@ class Gateway:
 
     async def _prepare(self, model_id: str) -> None:
         """Return when a model's part of the layer is built; a build that failed is tried again by the next request."""
-        building = self._building.get(model_id)
-        if building is None or (building.done() and building.exception() is not None):
-            building = asyncio.get_running_loop().create_task(self._build(self._specs[model_id]))
-            self._building[model_id] = building
-        # Shielded: one request's end must not end what others wait for.
-        await asyncio.shield(building)
+        while True:
+            if model_id not in self._entries:
+                raise ModelNotFoundError(model_id)
+            building = self._building.get(model_id)
+            if building is None or (building.done() and building.exception() is not None):
+                building = asyncio.get_running_loop().create_task(self._build(self._entries[model_id]))
+                self._building[model_id] = building
+            # Not awaited itself: one request's end must not end what others wait for.
+            await asyncio.wait([building])
+            if self._building.get(model_id) is building:
+                return building.result()
 
-    async def _build(self, configured: ModelSpec) -> None:
-        layer = await self.layer()
+    async def _build(self, entry: Entry) -> None:
+        configured = entry.spec
+        await self.layer()
         source = await asyncio.to_thread(self._sources.localize, configured.source or configured.path)
         spec = replace(configured, path=str(source.directory))
         config = await asyncio.to_thread(engine_config, spec)
-        replicas = self._pools[spec.id]
+        replicas = self._pools[entry.pool]
         try:
             tasks = await replicas.supported_tasks.remote(spec.id)
         except (RayError, RayServeException, DeploymentError) as error:
@@ -202,21 +285,22 @@ class Gateway:
         }
         client = RemoteEngineClient(
             spec.id,
+            configured.revision,
             config=config,
             supported_tasks=tasks,
-            replicas=replicas,
+            pool=ModelPool(replicas, choose=self._fleets.of(entry.pool).place_for),
             streams=self._streams,
             adapters=adapters,
         )
-        await layer.add(spec, client, self._frontends.get(spec.id, {}))
-        logger.info("gateway serves %s", layer)
+        await self._layer.add(spec, client, entry.frontend)
+        if self._entries.get(spec.id) != entry:
+            # Changed meanwhile; the next request builds it anew.
+            self._building.pop(spec.id, None)
+            self._layer.remove(spec.id)
+        logger.info("gateway serves %s", self._layer)
 
     def __repr__(self) -> str:
-        return f"<Gateway {list(self._specs)}, {self._streams!r}>"
-
-
-async def _described(handle: Any) -> dict[str, EngineDescription]:
-    return await handle.describe.remote()
+        return f"<Gateway {list(self._entries)}, {self._streams!r}>"
 
 
 async def _as_builtins(result: Any) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """From a model of the configuration to what a replica is told to host, checked: files, adapters, engine arguments."""
 
+from app.catalogue import Entry
 from app.config import AppConfig, ModelConfig, PoolConfig, StorageConfig, disk_dir, dram_dir
 from app.errors import ConfigError
 from app.launch import engine_bytes
@@ -22,39 +23,41 @@ def store_config(storage: StorageConfig) -> StoreConfig:
     )
 
 
-def check_models(config: AppConfig) -> list[ModelSpec]:
-    """Return what the replicas host, after checking files, adapters and engine arguments.
+def check_models(config: AppConfig) -> list[Entry]:
+    """Return the configured models after checking files, adapters and engine arguments.
 
     Raises:
         ConfigError: with every problem that was found.
     """
-    specs: list[ModelSpec] = []
+    entries: list[Entry] = []
     problems: list[str] = []
     storage = store_config(config.storage)
     sources = SourceCache(storage.disk_dir, storage.s3_endpoint_url)
     for index, model in enumerate(config.models):
         try:
-            specs.append(check_model(model, config.pool_of(model.id), sources))
+            entries.append(check_model(model, config.pool_of(model.id), sources))
         except ConfigError as error:
             problems += (f"models[{index}]{problem}" for problem in error.problems)
     if problems:
         raise ConfigError(tuple(problems))
-    return specs
+    return entries
 
 
-def check_model(model: ModelConfig, pool: PoolConfig, sources: SourceCache) -> ModelSpec:
-    """Return what the replicas of ``pool`` host for ``model``; imports vLLM and reads the model's small files.
+def check_model(model: ModelConfig, pool: PoolConfig, sources: SourceCache) -> Entry:
+    """Return a model that ``pool`` hosts as it is served; imports vLLM and reads the model's small files.
 
     Raises:
         ConfigError: its one problem begins with what follows the model's own path in the configuration.
     """
     try:
-        return _spec(model, pool, sources)
+        spec = _spec(model, pool, sources)
     except StorageError as error:
         raise ConfigError((f": {error}",)) from error
     except EngineArgumentError as error:
         key = f".{error.key}" if error.key else ""
         raise ConfigError((f".engine{key}: {error.reason}",)) from error
+    frontend = model.openai.model_dump(exclude_defaults=True)
+    return Entry(spec, frontend, pool.name, model.model_dump(mode="json"))
 
 
 def _spec(model: ModelConfig, pool: PoolConfig, sources: SourceCache) -> ModelSpec:

@@ -27,6 +27,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from app.engine_client import RemoteEngineClient
 from app.errors import InvalidRequestError, ModelNotFoundError
+from app.keep_alive import FIELD, SAMPLING_ARGUMENT, keep_awake_s
 from app.names import NameTable, Target
 from app.responses import BAD_REQUEST_ERRORS, error_answer, error_body, readable
 from app.validation import blamed_field, blaming, check_request
@@ -64,13 +65,26 @@ _ERROR_EVENT = 'data: {"error"'
 class OpenAILayer:
     """Answers requests for every model of the application."""
 
-    def __init__(self, specs: list[ModelSpec], prepare: Callable[[str], Awaitable[None]]) -> None:
+    def __init__(self, prepare: Callable[[str], Awaitable[None]]) -> None:
         """``prepare`` returns once a model was added, or raises why it can't be."""
         self._prepare = prepare
+        self._names = NameTable([])
+        self._specs: dict[str, ModelSpec] = {}
+        self._states: dict[str, State] = {}
+        self._clients: dict[str, RemoteEngineClient] = {}
+        self._max_token_ids: dict[str, int] = {}
+
+    def name(self, specs: list[ModelSpec]) -> None:
+        """Take requests for these models from now on, and no others."""
         self._names = NameTable(specs)
         self._specs = {spec.id: spec for spec in specs}
-        self._states: dict[str, State] = {}
-        self._max_token_ids: dict[str, int] = {}
+
+    def remove(self, model_id: str) -> None:
+        """Forget what was added for a model; requests under way end as they would have."""
+        self._states.pop(model_id, None)
+        client = self._clients.pop(model_id, None)
+        if client is not None:
+            client.retire()
 
     async def add(self, spec: ModelSpec, client: RemoteEngineClient, frontend: Mapping[str, Any]) -> None:
         """Build vLLM's classes for a model; ``frontend`` are vLLM's API server arguments (``tool_call_parser``, …)."""
@@ -85,6 +99,7 @@ class OpenAILayer:
         state = State()
         await init_app_state(client, state, args, await client.get_supported_tasks())
         self._states[spec.id] = state
+        self._clients[spec.id] = client
         # One can be the larger, as in vLLM's own check of prompts.
         last_ids = (client.renderer.get_tokenizer().max_token_id, client.model_config.get_vocab_size() - 1)
         self._max_token_ids[spec.id] = max(last_ids)
@@ -110,6 +125,8 @@ class OpenAILayer:
         prompt_logprobs = not (spec.lora_enabled and spec.device == "cpu")
         max_token_id = self._max_token_ids[spec.id]
         check_request(operation, request, max_token_id=max_token_id, prompt_logprobs=prompt_logprobs)
+        if operation in STREAMING:
+            _pass_keep_alive(request)
         create = self._create(operation, target)
         # vLLM sets others while it works.
         given = frozenset(request.model_fields_set)
@@ -159,6 +176,14 @@ class OpenAILayer:
 
     def __repr__(self) -> str:
         return f"<OpenAILayer {sorted(self._states)}>"
+
+
+def _pass_keep_alive(request: Any) -> None:
+    arguments = {key: value for key, value in (request.vllm_xargs or {}).items() if key != SAMPLING_ARGUMENT}
+    given = (request.model_extra or {}).get(FIELD)
+    if given is not None:
+        arguments[SAMPLING_ARGUMENT] = keep_awake_s(given)
+    request.vllm_xargs = arguments or None
 
 
 async def _begun(events: AsyncGenerator[str, None]) -> AsyncGenerator[str, None] | ErrorResponse:

@@ -48,6 +48,12 @@ class ModelCommand(BaseModel):
     model: str
 
 
+class MigrateCommand(ModelCommand):
+    """Names the streams that are to move."""
+
+    replica: str | None = None
+
+
 class Service(Protocol):
     """What the routes need of the gateway."""
 
@@ -76,6 +82,23 @@ class Service(Protocol):
 
     async def stop(self, model: str) -> None:
         """End a model's engine once its requests have ended; it stays cold until it is asked for."""
+        ...
+
+    async def put_model(self, model_id: str, section: dict[str, Any]) -> None:
+        """Add a model, or change the one of that id, given as its section of the configuration without the id.
+
+        Raises:
+            ConfigError: something in it is wrong; nothing has changed.
+            CatalogueError: it could not be kept; nothing has changed.
+        """
+        ...
+
+    async def remove_model(self, model_id: str) -> None:
+        """Serve a model no longer; its requests under way end first. Raises ModelNotFoundError, CatalogueError."""
+        ...
+
+    async def migrate(self, model: str, replica_id: str | None) -> int:
+        """Begin to move a model's streams off a replica, None for the one with most; return how many."""
         ...
 
     async def tiers(self) -> dict[str, Any]:
@@ -162,6 +185,16 @@ def _add_admin_routes(app: FastAPI, service: Service) -> None:
     async def admin_models() -> dict[str, dict[str, EngineDescription]]:
         return {"models": await service.engines()}
 
+    @app.put("/admin/models/{model_id:path}", responses=_ERRORS)
+    async def admin_put_model(model_id: str, section: dict[str, Any]) -> dict[str, dict[str, EngineDescription]]:
+        await service.put_model(model_id, section)
+        return {"models": await service.engines()}
+
+    @app.delete("/admin/models/{model_id:path}", responses=_ERRORS)
+    async def admin_remove_model(model_id: str) -> dict[str, dict[str, EngineDescription]]:
+        await service.remove_model(model_id)
+        return {"models": await service.engines()}
+
     @app.post("/admin/wake", responses=_ERRORS)
     async def admin_wake(command: ModelCommand) -> dict[str, dict[str, EngineDescription]]:
         await service.wake(command.model)
@@ -176,6 +209,10 @@ def _add_admin_routes(app: FastAPI, service: Service) -> None:
     async def admin_stop(command: ModelCommand) -> dict[str, dict[str, EngineDescription]]:
         await service.stop(command.model)
         return {"models": await service.engines()}
+
+    @app.post("/admin/migrate", responses=_ERRORS)
+    async def admin_migrate(command: MigrateCommand) -> dict[str, int]:
+        return {"moving": await service.migrate(command.model, command.replica)}
 
     @app.get("/admin/tiers")
     async def admin_tiers() -> dict[str, dict[str, Any]]:

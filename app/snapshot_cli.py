@@ -59,7 +59,7 @@ def build(
 
     tier = _tier(directory)
     config = read_plan(config_file).config
-    specs = {spec.id: spec for spec in check_models(config)}
+    specs = {entry.spec.id: entry.spec for entry in check_models(config)}
     sources = SourceCache(directory, config.storage.s3.endpoint_url)
     for model in models or specs:
         if model not in specs:

@@ -13,7 +13,7 @@ from typing import Protocol
 import msgspec
 
 from deployments.types import ReplyTo
-from deployments.wire import TokenDelta, decode_deltas, decode_hello, read_frame
+from deployments.wire import ReplicaNews, TokenDelta, decode_frame, decode_hello, read_frame
 
 logger = logging.getLogger(__name__)
 
@@ -26,10 +26,32 @@ class DeltaSink(Protocol):
         ...
 
 
+class NewsAudience(Protocol):
+    """Takes what replicas tell of themselves; must neither block nor raise."""
+
+    def hear(self, news: ReplicaNews) -> None:
+        """Take news."""
+        ...
+
+    def lose(self, last: ReplicaNews) -> None:
+        """Take note that the connection has ended on which these were the last news."""
+        ...
+
+
+class _Nobody:
+    def hear(self, news: ReplicaNews) -> None:
+        """Take news."""
+
+    def lose(self, last: ReplicaNews) -> None:
+        """Take note of an end."""
+
+
 class TokenStreams:
     """Listens for replicas; one event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, audience: NewsAudience | None = None) -> None:
+        """``audience`` gets what replicas tell of themselves."""
+        self._audience = audience or _Nobody()
         self._key = secrets.token_hex(16)
         self._sinks: dict[str, DeltaSink] = {}
         self._server: asyncio.Server | None = None
@@ -59,15 +81,23 @@ class TokenStreams:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._connections.add(writer)
+        told: ReplicaNews | None = None
         try:
             if await self._is_replica(reader):
                 while (body := await read_frame(reader)) is not None:
-                    self._dispatch(decode_deltas(body))
+                    frame = decode_frame(body)
+                    if isinstance(frame, ReplicaNews):
+                        told = frame
+                        self._audience.hear(frame)
+                    else:
+                        self._dispatch(frame)
         except (ValueError, msgspec.MsgspecError):
             logger.exception("a token feed sent something that is no frame; closing it")
         finally:
             self._connections.discard(writer)
             writer.close()
+            if told is not None:
+                self._audience.lose(told)
 
     async def _is_replica(self, reader: asyncio.StreamReader) -> bool:
         body = await read_frame(reader)

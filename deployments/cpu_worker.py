@@ -13,11 +13,12 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 
 from deployments.cpu_weights import CpuWeights
 from deployments.os_memory import drop_pages, trim_heap
+from deployments.resuming_worker import ResumingWorker
 from storage.weights import rank_file
 
 
-class SleepingCpuWorker(CPUWorker):
-    """Adds ``fall_asleep`` and ``wake_from``."""
+class SleepingCpuWorker(ResumingWorker, CPUWorker):
+    """Adds ``fall_asleep`` and ``wake_from``, and resumes requests (``resuming_worker``)."""
 
     def load_model(self, *, load_dummy_weights: bool = False) -> None:
         """See vLLM's worker."""

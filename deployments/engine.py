@@ -22,8 +22,12 @@ class Engine(Protocol):
     def generate(self, request: GenerateRequest) -> AsyncIterator[TokenDelta]:
         """Yield deltas until one has a ``finish_reason``; closing the iterator stops the generation.
 
+        A request with ``delivered_token_ids`` is resumed: they count as its output, and only new tokens are yielded;
+        none when they end it already.
+
         Raises:
             RequestRejectedError: the request is not valid for this model.
+            ResumeUnsupportedError: this engine can't resume it exactly.
             EngineDiedError: the engine ended.
             EngineUnavailableError: it sleeps.
         """

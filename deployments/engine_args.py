@@ -25,6 +25,8 @@ DEFAULT_CPU_KV_CACHE_BYTES = 512 * 1024 * 1024
 CPU_EXECUTOR = "deployments.cpu_executor.CpuExecutor"
 CPU_WORKER = "deployments.cpu_worker.SleepingCpuWorker"
 GPU_WORKER_EXTENSION = "deployments.gpu_worker.SleepingGpuWorker"
+# On a CPU vLLM schedules synchronously, so this stands in for the scheduler that it would choose itself.
+CPU_SCHEDULER = "deployments.resuming_scheduler.ResumingScheduler"
 
 # The load format of ``snapshot_loader``, which only vLLM's own processes import.
 SNAPSHOT_FORMAT = "flashserve"
@@ -60,7 +62,11 @@ def engine_args(spec: ModelSpec) -> AsyncEngineArgs:
     if spec.lora_enabled:
         values |= {"enable_lora": True, "max_loras": spec.max_loras, "max_lora_rank": spec.max_lora_rank}
     if spec.device == "cpu":
-        values |= {"distributed_executor_backend": CPU_EXECUTOR, "worker_cls": CPU_WORKER}
+        values |= {
+            "distributed_executor_backend": CPU_EXECUTOR,
+            "worker_cls": CPU_WORKER,
+            "scheduler_cls": CPU_SCHEDULER,
+        }
         if "gpu_memory_utilization" not in spec.engine:
             values["kv_cache_memory_bytes"] = DEFAULT_CPU_KV_CACHE_BYTES
     else:

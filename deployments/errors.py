@@ -3,12 +3,14 @@
 DeploymentError
 ├── EngineStartError      an engine could not be started; carries the model and the reason
 ├── EngineUnavailableError  the model's engine is not able to serve now and may be later
+│   └── ReplicaLeavingError  because this replica is being shut down; another one may serve
 ├── PoolUnavailableError  the process pool can't fork an engine for this process
 ├── EngineDiedError       the engine ended while it worked on the request
 ├── RequestRejectedError  the engine refuses this request as it is (the caller's fault)
 ├── EngineBusyError       the engine can't be put to sleep now: it has requests in hand
 ├── SleepUnsupportedError  the engine can't be put to sleep at all
 ├── WakeError             the engine did not wake as it fell asleep, and has to be started again
+├── ResumeUnsupportedError  the engine can't go on exactly where another one ended
 ├── UnknownModelError     the replica does not host this model
 ├── EngineArgumentError   an engine argument in the configuration is unknown or invalid
 └── FeedError             the token feed to the gateway could not be opened or broke
@@ -43,6 +45,10 @@ class EngineUnavailableError(DeploymentError):
 
     def __str__(self) -> str:
         return f"Model '{self.model_id}' cannot serve at the moment: {self.reason}"
+
+
+class ReplicaLeavingError(EngineUnavailableError):
+    """The replica ends its engines because it is shut down; the request is somebody else's now."""
 
 
 class PoolUnavailableError(DeploymentError):
@@ -113,6 +119,18 @@ class WakeError(DeploymentError):
 
     def __str__(self) -> str:
         return f"The engine of model '{self.model_id}' could not be woken: {self.reason}"
+
+
+class ResumeUnsupportedError(DeploymentError):
+    """The engine of ``model_id`` can't continue a request behind tokens of an earlier attempt without differences."""
+
+    def __init__(self, model_id: str, reason: str) -> None:
+        super().__init__(model_id, reason)
+        self.model_id = model_id
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"The engine of model '{self.model_id}' ended, and another can't continue the text: {self.reason}"
 
 
 class UnknownModelError(DeploymentError):

@@ -52,9 +52,12 @@ class FakeEngine:
         if not prompt:
             raise RequestRejectedError("The prompt is empty.", "prompt")
         max_tokens = int(request["sampling"].get("max_tokens") or 16)
+        delivered = len(request.get("delivered_token_ids") or ())
+        if delivered >= max_tokens:
+            yield TokenDelta(stream_id, [], "length")
         self.running.add(stream_id)
         try:
-            for index in range(max_tokens):
+            for index in range(delivered, max_tokens):
                 await asyncio.sleep(self._token_time_s)
                 self.check()
                 finish_reason = "length" if index == max_tokens - 1 else None

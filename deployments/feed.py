@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from deployments.errors import FeedError
 from deployments.types import ReplyTo
-from deployments.wire import Hello, TokenDelta, encode_deltas, encode_hello
+from deployments.wire import Hello, ReplicaNews, TokenDelta, encode_deltas, encode_hello, encode_news
 
 CONNECT_TIMEOUT_S = 5.0
 
@@ -31,6 +31,11 @@ class GatewayFeed:
         if not self._pending:
             self._loop.call_soon(self._flush)
         self._pending.append(delta)
+
+    def tell(self, news: ReplicaNews) -> None:
+        """Send news at once. Dropped once ``lost``."""
+        if not self.lost and not self._writer.is_closing():
+            self._writer.write(encode_news(news))
 
     async def drain(self) -> None:
         """Wait until the socket's buffer has room, so that a gateway which doesn't read slows its streams down.

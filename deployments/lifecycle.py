@@ -17,7 +17,7 @@ from deployments.types import EngineDescription, EngineState
 # Failed starts, or early deaths, until a model is given up for a while.
 MAX_FAILURES = 3
 # An engine that lived longer than this did not die of how it was started.
-FORGIVE_AFTER_S = 600.0
+FORGIVE_AFTER_S = 10.0
 # A model that failed is tried again when it is asked for after this long: what was wrong may have been mended.
 RETRY_FAILED_AFTER_S = 60.0
 _SMOOTHING = 0.5
@@ -183,6 +183,8 @@ class EngineLifecycle:
             "wakes": self.wakes,
             "requests": requests,
             "waiting": waiting,
+            "awake_bytes": self.awake_bytes,
+            "asleep_bytes": self.asleep_bytes,
             "is_up": self.measured_start_s is not None and self.state not in {"failed", "stopped"},
             "start": engine.start_report() if engine is not None else {"weights_from": "", "stages_s": {}},
         }

@@ -5,36 +5,62 @@ awake (``residents``), which replica gets a request (Serve's router) and text (t
 """
 
 import asyncio
+import time
 from collections.abc import Callable
+from typing import Any
 
 from ray import serve
 
 from deployments.engine import Engine
-from deployments.errors import EngineDiedError, FeedError
+from deployments.errors import EngineDiedError, EngineUnavailableError, FeedError, ReplicaLeavingError
 from deployments.feed import Feeds, GatewayFeed
+from deployments.hosting import HostedModels
+from deployments.news import Newsroom
 from deployments.nodes import NodeClient
 from deployments.residency import Limits
 from deployments.residents import Residents
+from deployments.start_metrics import StartMetrics
 from deployments.types import (
+    DescribeRequest,
     Embedding,
     EmbedRequest,
     EngineDescription,
     GenerateRequest,
     GenerateSummary,
+    ModelCommand,
     ModelSpec,
+    MoveRequest,
+    NewsRequest,
 )
+from deployments.wire import MOVE, TokenDelta
 from storage.store import StoreConfig
+
+# How long a request waits for the replica to hear of a model, or of its change, as the gateway has.
+CATCH_UP_S = 5.0
 
 
 class EngineReplica:
     """Plain class; ``ServedEngineReplica`` is what Serve deploys. Every argument and result is a builtin type."""
 
-    def __init__(
-        self, models: list[ModelSpec], make_engine: Callable[[ModelSpec], Engine], limits: Limits, max_wait_s: float
+    def __init__(  # noqa: PLR0913, PLR0917 - what a replica is made of
+        self,
+        catalogue: Any,
+        pool: str,
+        make_engine: Callable[[ModelSpec], Engine],
+        limits: Limits,
+        max_wait_s: float,
+        replica_id: str = "",
     ) -> None:
+        """``catalogue`` is a Serve handle that knows the models of ``pool``."""
         self._feeds = Feeds()
-        self._residents = Residents(models, make_engine, limits, max_wait_s)
+        self._residents = Residents([], make_engine, limits, max_wait_s)
         self._residents.run()
+        self._is_leaving = False
+        self._streaming: dict[str, tuple[str, GatewayFeed]] = {}
+        self._hosted = HostedModels(catalogue, pool, self._residents.host)
+        self._hosted.run()
+        self._news = Newsroom(pool, replica_id, self._residents)
+        self._news.run()
 
     async def generate(self, request: GenerateRequest) -> GenerateSummary:
         """Generate one sequence; its deltas go to the gateway's feed, the summary comes back when it has ended.
@@ -42,13 +68,20 @@ class EngineReplica:
         Cancelling the call stops the generation; so does the gateway's end.
 
         Raises:
-            UnknownModelError, EngineUnavailableError, EngineDiedError, RequestRejectedError, FeedError.
+            UnknownModelError, EngineUnavailableError, EngineDiedError, RequestRejectedError,
+            ResumeUnsupportedError, FeedError.
         """
+        await self._catch_up(request["model_id"], request.get("revision"))
         feed = await self._feeds.open(request["reply_to"])
         work = asyncio.ensure_future(self._generate(request, feed))
         forget = feed.on_lost(work.cancel)
         try:
             return await work
+        except EngineDiedError as error:
+            if self._is_leaving:
+                # It was ended: no reason to suspect the request.
+                raise ReplicaLeavingError(request["model_id"], "the replica is stopping") from error
+            raise
         except asyncio.CancelledError:
             if feed.lost:
                 raise FeedError(feed.address, "the gateway went away") from None
@@ -59,16 +92,64 @@ class EngineReplica:
             forget()
 
     async def _generate(self, request: GenerateRequest, feed: GatewayFeed) -> GenerateSummary:
-        async with self._residents.use(request["model_id"], keep_awake_s=request.get("keep_awake_s")) as engine:
-            return await _stream(engine, request, feed)
+        stream_id, model_id = request["stream_id"], request["model_id"]
+        self._streaming[stream_id] = (model_id, feed)
+        try:
+            async with self._residents.use(model_id, keep_awake_s=request.get("keep_awake_s")) as engine:
+                return await self._stream(engine, request, feed)
+        finally:
+            self._streaming.pop(stream_id, None)
+
+    async def _stream(self, engine: Engine, request: GenerateRequest, feed: GatewayFeed) -> GenerateSummary:
+        token_count, begin_s, load = 0, time.monotonic(), engine.unfinished()
+        deltas = engine.generate(request)
+        try:
+            async for delta in deltas:
+                if token_count == 0:
+                    self._news.first_token(request["model_id"], time.monotonic() - begin_s, load)
+                token_count += len(delta.token_ids)
+                feed.send(delta)
+                await feed.drain()
+                if delta.finish_reason is not None:
+                    return {"token_count": token_count, "finish_reason": delta.finish_reason}
+        finally:
+            # Here and not whenever the generator is collected: closing it is what stops the generation.
+            await deltas.aclose()  # type: ignore[attr-defined]
+        raise EngineDiedError(request["model_id"])
+
+    async def move(self, request: MoveRequest) -> int:
+        """Have the gateways take the streams of a model to other replicas; return how many, before any has gone."""
+        streams = [(key, feed) for key, (model, feed) in self._streaming.items() if model == request["model_id"]]
+        for stream_id, feed in streams:
+            feed.send(TokenDelta(stream_id, [], stop_reason=MOVE))
+        return len(streams)
 
     async def embed(self, request: EmbedRequest) -> Embedding:
         """Pool one prompt. Raises as ``generate``, but for FeedError."""
+        await self._catch_up(request["model_id"], request.get("revision"))
         async with self._residents.use(request["model_id"]) as engine:
             return await engine.embed(request)
 
-    async def describe(self) -> dict[str, EngineDescription]:
+    async def _catch_up(self, model_id: str, revision: str | None) -> None:
+        """Let the news of a model arrive that the gateway has heard of already."""
+        if self._residents.hosts(model_id, revision):
+            return
+        await self._hosted.until(lambda: self._residents.hosts(model_id, revision), CATCH_UP_S)
+        if self._residents.hosts(model_id, None) and not self._residents.hosts(model_id, revision):
+            raise EngineUnavailableError(model_id, "it is being changed")
+
+    async def tell_news(self, request: NewsRequest) -> None:
+        """Tell a gateway from now on how things stand here. Raises FeedError."""
+        feed = await self._feeds.open(request["reply_to"])
+        await self._hosted.until(lambda: True)
+        self._news.tell(feed)
+
+    async def describe(
+        self,
+        request: DescribeRequest | None = None,  # noqa: ARG002 - it says who is asked, which the router has read
+    ) -> dict[str, EngineDescription]:
         """Return each model's engine with its state."""
+        await self._hosted.until(lambda: True)
         return self._residents.describe()
 
     async def supported_tasks(self, model_id: str) -> list[str]:
@@ -77,27 +158,35 @@ class EngineReplica:
         Raises:
             UnknownModelError, EngineUnavailableError.
         """
+        await self._catch_up(model_id, None)
         return await self._residents.supported_tasks(model_id)
 
-    async def wake(self, model_id: str) -> None:
+    async def wake(self, command: ModelCommand) -> None:
         """Wake a model ahead of requests, also one that failed. Raises as ``supported_tasks``."""
-        await self._residents.wake(model_id)
+        await self._catch_up(command["model_id"], None)
+        await self._residents.wake(command["model_id"])
 
-    async def sleep(self, model_id: str) -> None:
+    async def sleep(self, command: ModelCommand) -> None:
         """Put a model to sleep once its requests have ended. Raises UnknownModelError."""
-        await self._residents.sleep(model_id)
+        await self._catch_up(command["model_id"], None)
+        await self._residents.sleep(command["model_id"])
 
-    async def stop(self, model_id: str) -> None:
+    async def stop(self, command: ModelCommand) -> None:
         """End a model's engine once its requests have ended. Raises UnknownModelError."""
-        await self._residents.stop(model_id)
+        await self._catch_up(command["model_id"], None)
+        await self._residents.stop(command["model_id"])
 
     async def check_health(self) -> None:
         """Serve's health check: raises when nobody looks after the engines; one that failed is no reason."""
         self._residents.check()
+        self._hosted.check()
 
     async def close(self) -> None:
         """End every engine with its processes, and the feeds."""
+        self._is_leaving = True
         self._feeds.close()
+        self._news.close()
+        self._hosted.close()
         await self._residents.close()
 
     def __repr__(self) -> str:
@@ -107,32 +196,20 @@ class EngineReplica:
 class ServedEngineReplica(EngineReplica):
     """What Serve deploys: Serve calls ``__del__`` by hand when it shuts a replica down, and awaits it."""
 
-    def __init__(self, models: list[ModelSpec], storage: StoreConfig, limits: Limits, max_wait_s: float) -> None:
+    def __init__(self, catalogue: Any, pool: str, storage: StoreConfig, limits: Limits, max_wait_s: float) -> None:
         node = NodeClient(serve.get_replica_context().app_name, storage)
-        super().__init__(models, lambda spec: _staged_engine(spec, node), limits, max_wait_s)
+        metrics = StartMetrics()
+        replica_id = serve.get_replica_context().replica_id.unique_id
+        super().__init__(
+            catalogue, pool, lambda spec: _staged_engine(spec, node, metrics), limits, max_wait_s, replica_id
+        )
 
     async def __del__(self) -> None:
         await self.close()
 
 
-async def _stream(engine: Engine, request: GenerateRequest, feed: GatewayFeed) -> GenerateSummary:
-    token_count = 0
-    deltas = engine.generate(request)
-    try:
-        async for delta in deltas:
-            token_count += len(delta.token_ids)
-            feed.send(delta)
-            await feed.drain()
-            if delta.finish_reason is not None:
-                return {"token_count": token_count, "finish_reason": delta.finish_reason}
-    finally:
-        # Here and not whenever the generator is collected: closing it is what stops the generation.
-        await deltas.aclose()  # type: ignore[attr-defined]
-    raise EngineDiedError(request["model_id"])
-
-
-def _staged_engine(spec: ModelSpec, node: NodeClient) -> Engine:
+def _staged_engine(spec: ModelSpec, node: NodeClient, metrics: StartMetrics) -> Engine:
     from deployments.staged_engine import StagedEngine  # noqa: PLC0415 - imports vLLM, the heaviest there is
     from deployments.vllm_engine import VllmEngine  # noqa: PLC0415
 
-    return StagedEngine(spec, node, VllmEngine)
+    return StagedEngine(spec, node, VllmEngine, metrics)

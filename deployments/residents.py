@@ -17,7 +17,7 @@ from typing import Any
 
 from deployments.engine import Engine
 from deployments.engine_view import EngineView
-from deployments.errors import EngineUnavailableError, UnknownModelError
+from deployments.errors import DeploymentError, EngineUnavailableError, ReplicaLeavingError, UnknownModelError
 from deployments.lifecycle import RETRY_FAILED_AFTER_S, EngineLifecycle
 from deployments.residency import Action, Limits, decide
 from deployments.types import EngineDescription, ModelSpec
@@ -41,11 +41,16 @@ class _Resident:
     running: int = 0
     last_used_s: float = 0.0
     keep_awake_until_s: float | None = None
+    # As the last request wanted it; None for what its spec says.
+    keep_awake_s: float | None = None
     # Somebody has asked for it to sleep, and nobody for anything else since.
     is_dismissed: bool = False
     # A model is started once without being asked for, so that what it can do is known, and again after a death.
     is_wanted: bool = True
     tasks: list[str] | None = None
+    # It is no longer hosted, or (with a successor) not as it is: its engine ends after the requests in hand.
+    is_leaving: bool = False
+    successor: ModelSpec | None = None
 
 
 class Residents:
@@ -58,16 +63,49 @@ class Residents:
         self._limits = limits
         self._max_wait_s = max_wait_s
         self._kicked = asyncio.Event()
+        # Set whenever something that ``describe`` and ``views`` tell has changed; whoever watches clears it.
+        self.changed = asyncio.Event()
         self._watchers: list[asyncio.Future[None]] = []
-        self._residents = {spec.id: self._resident(spec, make_engine) for spec in specs}
+        self._make_engine = make_engine
+        self._residents: dict[str, _Resident] = {}
+        self.host(specs)
         self._draining: dict[str, str] = {}
         self._operations: set[asyncio.Task[None]] = set()
         self._looking: asyncio.Task[None] | None = None
 
-    def _resident(self, spec: ModelSpec, make_engine: Callable[[ModelSpec], Engine]) -> _Resident:
-        now_s = time.monotonic()
-        life = EngineLifecycle(spec.id, lambda: make_engine(spec), self._on_change)
-        return _Resident(spec, life, now_s, last_used_s=now_s)
+    def host(self, specs: list[ModelSpec]) -> None:
+        """Host these models from now on, and no others.
+
+        Engines of the others, and of those whose spec asks for another engine, end after the requests they have in
+        hand. Who waits for a model that goes is turned away; who waits for one that changes gets the new engine.
+        """
+        hosted = {spec.id: spec for spec in specs}
+        for model_id, resident in self._residents.items():
+            spec = hosted.pop(model_id, None)
+            if spec is None:
+                resident.is_leaving, resident.successor = True, None
+                self._turn_away(resident, UnknownModelError(model_id))
+            elif resident.is_leaving:
+                resident.successor = spec
+            elif spec.revision == resident.spec.revision:
+                resident.spec = spec
+            else:
+                resident.is_leaving, resident.successor = True, spec
+        for spec in hosted.values():
+            now_s = time.monotonic()
+            self._residents[spec.id] = _Resident(spec, self._life(spec), now_s, last_used_s=now_s)
+        self._kicked.set()
+
+    def hosts(self, model_id: str, revision: str | None) -> bool:
+        """Tell whether requests for a model can be taken, or be held: with ``revision``, those made for that spec."""
+        resident = self._residents.get(model_id)
+        if resident is None:
+            return False
+        spec = resident.successor if resident.is_leaving else resident.spec
+        return spec is not None and revision in {None, spec.revision}
+
+    def _life(self, spec: ModelSpec) -> EngineLifecycle:
+        return EngineLifecycle(spec.id, lambda: self._make_engine(spec), self._on_change)
 
     def run(self) -> None:
         """Begin to look after the engines."""
@@ -89,9 +127,13 @@ class Residents:
             yield engine
         finally:
             resident.running -= 1
+            self.changed.set()
             resident.last_used_s = time.monotonic()
+            resident.keep_awake_s = keep_awake_s
             if keep_awake_s is not None:
-                resident.keep_awake_until_s = resident.last_used_s + keep_awake_s
+                resident.keep_awake_until_s = max(
+                    resident.keep_awake_until_s or 0.0, resident.last_used_s + keep_awake_s
+                )
             self._kicked.set()
 
     async def supported_tasks(self, model_id: str) -> list[str]:
@@ -127,6 +169,16 @@ class Residents:
             for model_id, resident in self._residents.items()
         }
 
+    def views(self) -> list[EngineView]:
+        """Return each model's engine as the residency decision sees it."""
+        return [self._view(resident) for resident in self._residents.values()]
+
+    def room_bytes(self) -> int:
+        """Return what is free on the device, or held by engines that are awake and not used."""
+        views = self.views()
+        idle_bytes = sum(view.freed_bytes for view in views if view.empty and not view.pinned)
+        return self._limits.budget_bytes - sum(view.held_bytes for view in views) + idle_bytes
+
     def check(self) -> None:
         """Raise what has ended the care of the engines, if anything has."""
         if self._looking is not None and self._looking.done():
@@ -139,7 +191,7 @@ class Residents:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         for resident in self._residents.values():
-            self._turn_away(resident, "the replica is stopping")
+            self._turn_away(resident, ReplicaLeavingError(resident.spec.id, "the replica is stopping"))
         await asyncio.gather(*(resident.life.close() for resident in self._residents.values()))
 
     async def stop(self, model_id: str) -> None:
@@ -159,21 +211,24 @@ class Residents:
 
     def _on_change(self) -> None:
         self._kicked.set()
+        self.changed.set()
         watchers, self._watchers = self._watchers, []
         for change in watchers:
             if not change.done():
                 change.set_result(None)
 
     def _known(self, model_id: str) -> _Resident:
-        resident = self._residents.get(model_id)
-        if resident is None:
+        if not self.hosts(model_id, None):
             raise UnknownModelError(model_id)
-        return resident
+        return self._residents[model_id]
 
     async def _admitted(self, resident: _Resident, max_wait_s: float | None) -> Engine:
+        if resident.life.state == "stopped":
+            raise EngineUnavailableError(resident.spec.id, "the replica is stopping")
         ticket: asyncio.Future[Engine] = asyncio.get_running_loop().create_future()
         resident.waiting[ticket] = time.monotonic()
         resident.is_dismissed = False
+        self.changed.set()
         self._admit(resident)
         if not ticket.done():
             self._kicked.set()
@@ -193,7 +248,7 @@ class Residents:
     def _admit(self, resident: _Resident) -> None:
         """Let everybody in who waits for a model that is awake."""
         engine = resident.life.engine
-        if engine is None or resident.life.is_dead() or resident.spec.id in self._draining:
+        if engine is None or resident.is_leaving or resident.life.is_dead() or resident.spec.id in self._draining:
             return
         for ticket in resident.waiting:
             if not ticket.done():
@@ -202,10 +257,11 @@ class Residents:
                 ticket.set_result(engine)
         resident.waiting.clear()
 
-    def _turn_away(self, resident: _Resident, reason: str) -> None:
+    def _turn_away(self, resident: _Resident, why: str | DeploymentError) -> None:
+        error = EngineUnavailableError(resident.spec.id, why) if isinstance(why, str) else why
         for ticket in resident.waiting:
             if not ticket.done():
-                ticket.set_exception(EngineUnavailableError(resident.spec.id, reason))
+                ticket.set_exception(error)
         resident.waiting.clear()
 
     async def _look_after(self) -> None:
@@ -224,22 +280,39 @@ class Residents:
 
     def _look(self) -> float:
         now_s = time.monotonic()
-        for resident in self._residents.values():
+        for resident in list(self._residents.values()):
+            if resident.is_leaving:
+                self._see_off(resident)
+                continue
             self._look_at(resident, now_s)
             # First, so that what has just become awake serves those it woke for before its place is given away.
             self._admit(resident)
-        decision = decide([self._view(resident) for resident in self._residents.values()], self._limits, now_s)
+        decision = decide(self.views(), self._limits, now_s)
         self._draining = decision.drain
         for model_id, reason in decision.refused.items():
             self._turn_away(self._residents[model_id], reason)
             self._residents[model_id].is_wanted = False
             self._residents[model_id].life.reason = reason
         for action in decision.actions:
-            self._carry_out(action)
+            if not self._residents[action.model_id].is_leaving:
+                self._carry_out(action)
         for resident in self._residents.values():
             self._admit(resident)
         until_s = decision.wait_until_s
         return LOOK_PERIOD_S if until_s is None else min(LOOK_PERIOD_S, max(0.0, until_s - now_s))
+
+    def _see_off(self, resident: _Resident) -> None:
+        life = resident.life
+        if life.state in {"awake", "asleep"} and resident.running == 0:
+            self._operate(life.stop("it is no longer served" if resident.successor is None else "it was changed"))
+        elif life.state in {"cold", "failed"}:
+            if resident.successor is None:
+                del self._residents[resident.spec.id]
+                return
+            # The same resident, because requests may wait with it.
+            resident.spec, resident.successor = resident.successor, None
+            resident.life, resident.is_leaving = self._life(resident.spec), False
+            resident.tasks, resident.is_wanted = None, True
 
     def _look_at(self, resident: _Resident, now_s: float) -> None:
         life = resident.life
@@ -260,7 +333,11 @@ class Residents:
         waiting_since_s = min(resident.waiting.values(), default=None)
         if waiting_since_s is None and resident.is_wanted and life.state in {"cold", "asleep"}:
             waiting_since_s = resident.added_s
-        keep_awake_s = math.inf if spec.keep_awake_s is None or not life.can_sleep else spec.keep_awake_s
+        if resident.is_leaving:
+            waiting_since_s = None
+        keep_awake_s = spec.keep_awake_s if resident.keep_awake_s is None else resident.keep_awake_s
+        if keep_awake_s is None or not life.can_sleep:
+            keep_awake_s = math.inf
         return EngineView(
             model_id=spec.id,
             state="failed" if life.state == "stopped" else life.state,

@@ -25,6 +25,7 @@ from deployments.errors import (
 from deployments.forked_engine import PoolAddress
 from deployments.nodes import NodeClient
 from deployments.snapshot_builder import Building, building, origin_of, with_loader
+from deployments.start_metrics import StartMetrics
 from deployments.types import Embedding, EmbedRequest, GenerateRequest, ModelSpec, StartReport
 from deployments.wire import TokenDelta
 from storage.checkpoint import LocalSource, SourceCache
@@ -47,8 +48,13 @@ class StagedEngine:
     """Fulfils ``Engine``; ``make_engine`` makes the engine for a model whose engine arguments say how weights come."""
 
     def __init__(
-        self, spec: ModelSpec, node: NodeClient, make_engine: Callable[[ModelSpec, PoolAddress | None], Engine]
+        self,
+        spec: ModelSpec,
+        node: NodeClient,
+        make_engine: Callable[[ModelSpec, PoolAddress | None], Engine],
+        metrics: StartMetrics,
     ) -> None:
+        self._metrics = metrics
         self._spec = spec
         self._node = node
         self._make_engine = make_engine
@@ -66,6 +72,7 @@ class StagedEngine:
     async def start(self) -> None:
         """See ``Engine.start``."""
         self._stages_s.clear()
+        begin_s = time.monotonic()
         try:
             with self._timed("identify"):
                 source, origin = await asyncio.to_thread(self._identify)
@@ -78,6 +85,7 @@ class StagedEngine:
         except BaseException:
             await self.stop()
             raise
+        self._metrics.started(self._spec.id, self.start_report(), time.monotonic() - begin_s)
 
     def _identify(self) -> tuple[LocalSource, Origin]:
         source = self._sources.localize(self._spec.source or self._spec.path)
@@ -220,9 +228,11 @@ class StagedEngine:
         """See ``Engine.wake``; without ``snapshot`` it is brought to the fastest tier there is room in."""
         engine = self._running()
         engine.check()
+        begin_s = time.monotonic()
         if snapshot is None:
             snapshot = await self._staged_for_wake()
         await engine.wake(snapshot)
+        self._metrics.woke(self._spec.id, self._weights_from, time.monotonic() - begin_s)
 
     async def _staged_for_wake(self) -> Path:
         if self._snapshot_id is None:

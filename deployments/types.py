@@ -3,7 +3,9 @@
 Everything a request carries is a builtin type, so neither side unpickles the other's classes.
 """
 
-from dataclasses import dataclass, field
+import hashlib
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
@@ -44,6 +46,12 @@ class ModelSpec:
     # What it takes while awake, until it was measured.
     awake_bytes: int = 0
 
+    @cached_property
+    def revision(self) -> str:
+        """What is the same for specs that one engine can serve: requests made for another must not reach it."""
+        judged = replace(self, keep_awake_s=None, ttft_slo_s=1.0, pin=None, awake_bytes=0)
+        return hashlib.sha256(repr(judged).encode()).hexdigest()[:16]
+
 
 class ReplyTo(TypedDict):
     """Where a gateway listens for token deltas; ``key`` proves that the replica was asked by that gateway."""
@@ -61,18 +69,60 @@ class AdapterRef(TypedDict):
     digest: str
 
 
+class Place(TypedDict):
+    """Where a request wants to go, by Serve's ids of replicas; one that isn't there is no reason to fail."""
+
+    replica_id: NotRequired[str | None]
+    avoid_id: NotRequired[str | None]
+
+
 class GenerateRequest(TypedDict):
-    """One sequence to generate. ``sampling`` holds the fields of vLLM's SamplingParams as builtin types."""
+    """One sequence to generate.
+
+    ``sampling`` holds the fields of vLLM's SamplingParams as builtin types; ``revision`` is that of the model's spec
+    the prompt was made for. ``delivered_token_ids`` are output tokens that came out of an earlier attempt: the engine
+    goes on behind them, as if it had made them itself, and yields only what is new.
+    """
 
     stream_id: str
     model_id: str
     prompt_token_ids: list[int]
     sampling: dict[str, Any]
     reply_to: ReplyTo
+    revision: NotRequired[str]
     adapter: NotRequired[AdapterRef | None]
     priority: NotRequired[int]
     cache_salt: NotRequired[str | None]
     keep_awake_s: NotRequired[float | None]
+    delivered_token_ids: NotRequired[list[int]]
+    place: NotRequired[Place]
+
+
+class MoveRequest(TypedDict):
+    """Asks a replica to have its streams of a model taken elsewhere."""
+
+    model_id: str
+    place: NotRequired[Place]
+
+
+class ModelCommand(TypedDict):
+    """An administrator's command for one model, on one replica."""
+
+    model_id: str
+    place: NotRequired[Place]
+
+
+class DescribeRequest(TypedDict):
+    """Asks a certain replica to describe itself."""
+
+    place: NotRequired[Place]
+
+
+class NewsRequest(TypedDict):
+    """Asks a replica to tell a gateway how things stand with it."""
+
+    reply_to: ReplyTo
+    place: NotRequired[Place]
 
 
 class GenerateSummary(TypedDict):
@@ -89,6 +139,7 @@ class EmbedRequest(TypedDict):
     model_id: str
     prompt_token_ids: list[int]
     pooling: list[Any]
+    revision: NotRequired[str]
     adapter: NotRequired[AdapterRef | None]
     priority: NotRequired[int]
 
@@ -113,7 +164,8 @@ class EngineDescription(TypedDict):
 
     ``since_s`` is how long it has been in its state, ``started_in_s`` and ``woken_in_s`` how long starts and wakes take
     (the latest counting most), ``requests`` how many sequences the engine has in hand, ``waiting`` how many wait for it
-    to be awake. ``is_up`` says whether it has been awake once and hasn't failed since, so that requests can be held.
+    to be awake, ``awake_bytes`` and ``asleep_bytes`` the memory it held when it was last so (0: never was). ``is_up``
+    says whether it has been awake once and hasn't failed since, so that requests can be held.
     """
 
     state: EngineState
@@ -126,5 +178,7 @@ class EngineDescription(TypedDict):
     wakes: int
     requests: int
     waiting: int
+    awake_bytes: int
+    asleep_bytes: int
     is_up: bool
     start: StartReport

@@ -27,6 +27,7 @@ from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
 from deployments.adapters import AdapterTable
 from deployments.canary import Answer, ask_canary
+from deployments.delivered import with_delivered
 from deployments.engine_args import engine_args
 from deployments.errors import (
     EngineBusyError,
@@ -41,6 +42,7 @@ from deployments.errors import (
 from deployments.footprint import process_memory_bytes
 from deployments.forked_engine import ForkedEngine, PoolAddress
 from deployments.pooled_start import start_pooled
+from deployments.resumable import check_resumable, end_of
 from deployments.transfer_metrics import count_transfers
 from deployments.types import AdapterRef, Embedding, EmbedRequest, GenerateRequest, ModelSpec, StartReport
 from deployments.wire import LogprobRow, TokenDelta
@@ -101,7 +103,13 @@ class VllmEngine:
         if request.get("cache_salt"):
             prompt["cache_salt"] = request["cache_salt"]
         stream_id = request["stream_id"]
-        params = _sampling_params(request["sampling"])
+        delivered = request.get("delivered_token_ids") or []
+        params = _sampling_params(request["sampling"], delivered)
+        if delivered:
+            check_resumable(self._spec, self._running(), params)
+            if end := end_of(self._running(), request["prompt_token_ids"], delivered, params):
+                yield TokenDelta(stream_id, [], *end)
+                return
         try:
             with self._one_request() as llm:
                 outputs = llm.generate(
@@ -111,7 +119,7 @@ class VllmEngine:
                     lora_request=self._lora_request(request.get("adapter")),
                     priority=request.get("priority", 0),
                 )
-                first = True
+                first = not delivered
                 # Closed here and not whenever it is collected: closing it is what aborts the request in the engine.
                 async with aclosing(outputs):
                     async for output in outputs:
@@ -295,12 +303,13 @@ class VllmEngine:
         return f"<VllmEngine {self._spec.id} {'running' if self._llm else 'stopped'}, {self._adapters!r}>"
 
 
-def _sampling_params(fields: dict[str, Any]) -> SamplingParams:
+def _sampling_params(fields: dict[str, Any], delivered: list[int]) -> SamplingParams:
     # Text is the gateway's business: it detokenizes and finds stop strings, and aborts when it has found one.
-    return msgspec.convert(
-        fields | {"n": 1, "stop": [], "detokenize": False, "output_kind": RequestOutputKind.DELTA.value},
-        SamplingParams,
-    )
+    own = {"n": 1, "stop": [], "detokenize": False, "output_kind": RequestOutputKind.DELTA.value}
+    if delivered:
+        # They came with the first of them.
+        own["prompt_logprobs"] = None
+    return msgspec.convert(with_delivered(fields | own, delivered), SamplingParams)
 
 
 def _delta(stream_id: str, output: RequestOutput, params: SamplingParams, *, first: bool) -> TokenDelta:

@@ -1,9 +1,9 @@
 """The token feed's format: length-prefixed MessagePack frames on one TCP connection from a replica to a gateway.
 
 A frame is a 4-byte big-endian length and a body. The first frame is a ``Hello``; every other one is a list of
-``TokenDelta``. All streams that a replica generates for a gateway share the connection, so one engine step costs one
-frame however many streams took part in it: a message a token through a Serve handle costs about 0.4 ms of processor
-time on either side, a delta in a shared frame a few microseconds.
+``TokenDelta``, or a ``ReplicaNews``. All streams that a replica generates for a gateway share the connection, so one
+engine step costs one frame however many streams took part in it: a message a token through a Serve handle costs about
+0.4 ms of processor time on either side, a delta in a shared frame a few microseconds.
 """
 
 import asyncio
@@ -13,6 +13,7 @@ import msgspec
 
 _LENGTH = struct.Struct(">I")
 MAX_FRAME_BYTES = 64 * 1024 * 1024
+MOVE = "move"
 
 # (token ids, log probabilities, rank of the sampled token): the sampled token first, then the top ones by rank.
 LogprobRow = tuple[list[int], list[float], int]
@@ -28,7 +29,8 @@ class TokenDelta(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):
     """What one stream gained since its last delta.
 
     ``token_ids`` are new output tokens; ``logprobs`` has a row for each of them when asked for. ``prompt_logprobs``
-    and ``cached_tokens`` come with the first delta. ``finish_reason`` is set on the last one.
+    and ``cached_tokens`` come with the first delta. ``finish_reason`` is set on the last one. A delta that is nothing
+    but a ``stop_reason`` of ``MOVE`` asks the gateway to take the stream to another replica.
     """
 
     stream_id: str
@@ -40,9 +42,43 @@ class TokenDelta(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):
     prompt_logprobs: list[LogprobRow] | None = None
 
 
+class EngineNews(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What a replica says of one of its engines; times in seconds."""
+
+    state: str
+    age_s: float
+    """How long it had been in its state when this was sent."""
+    start_s: float
+    wake_s: float
+    """How long it takes to serve from cold and from asleep, as measured on this replica, from the tiers it has."""
+    first_token_s: float
+    """From being admitted to the first token, as measured lately; 0 before."""
+    load: int
+    """Sequences in hand or held when that was so."""
+    in_hand: int
+    """Sequences in hand or held now."""
+    needs_bytes: int
+    """What the device has to have free for it to be awake."""
+
+    def same_as(self, other: "EngineNews | None") -> bool:
+        """Whether there is nothing new in this, the age apart."""
+        return other is not None and msgspec.structs.replace(other, age_s=self.age_s) == self
+
+
+class ReplicaNews(msgspec.Struct, frozen=True):
+    """What a replica tells a gateway on the feed: what has changed since it told it last."""
+
+    pool: str
+    replica_id: str
+    engines: dict[str, EngineNews]
+    gone: list[str]
+    room_bytes: int
+    """Free on the device, or held by engines that nobody uses."""
+
+
 _encoder = msgspec.msgpack.Encoder()
 _hello_decoder = msgspec.msgpack.Decoder(Hello)
-_delta_decoder = msgspec.msgpack.Decoder(list[TokenDelta])
+_frame_decoder = msgspec.msgpack.Decoder(list[TokenDelta] | ReplicaNews)
 
 
 def encode_hello(hello: Hello) -> bytes:
@@ -55,14 +91,19 @@ def encode_deltas(deltas: list[TokenDelta]) -> bytes:
     return _framed(_encoder.encode(deltas))
 
 
+def encode_news(news: ReplicaNews) -> bytes:
+    """Return the frame, length prefix included."""
+    return _framed(_encoder.encode(news))
+
+
 def decode_hello(body: bytes) -> Hello:
     """Decode a frame's body; raises ``msgspec.MsgspecError`` when it is no Hello."""
     return _hello_decoder.decode(body)
 
 
-def decode_deltas(body: bytes) -> list[TokenDelta]:
-    """Decode a frame's body; raises ``msgspec.MsgspecError`` when it is no list of deltas."""
-    return _delta_decoder.decode(body)
+def decode_frame(body: bytes) -> list[TokenDelta] | ReplicaNews:
+    """Decode the body of a frame after the first; raises ``msgspec.MsgspecError`` when it is neither."""
+    return _frame_decoder.decode(body)
 
 
 async def read_frame(reader: asyncio.StreamReader) -> bytes | None:

@@ -40,7 +40,13 @@ _ENGINE_MODULES = [
     "torch._inductor.codecache",
     "deployments.snapshot_loader",
 ]
-_CPU_MODULES = ["vllm.v1.worker.cpu_worker", "vllm.v1.attention.backends.cpu_attn", "deployments.cpu_executor"]
+_CPU_MODULES = [
+    "vllm.v1.worker.cpu_worker",
+    "vllm.v1.attention.backends.cpu_attn",
+    "deployments.cpu_executor",
+    "deployments.cpu_worker",
+    "deployments.resuming_scheduler",
+]
 _GPU_MODULES = ["vllm.v1.worker.gpu_worker"]
 # The architectures most models are of; another one is imported by its engine, which takes a second or two more.
 _MODEL_MODULES = ["bert", "gemma3", "llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe"]

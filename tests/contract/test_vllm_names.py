@@ -16,10 +16,17 @@ from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMetho
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 from vllm.platforms import current_platform
 from vllm.utils.ompmultiprocessing import OMPProcessManager
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.core.sched.utils import check_stop
 from vllm.v1.engine import core_client, utils
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor
+from vllm.v1.sample.ops import topk_topp_sampler
+from vllm.v1.sample.sampler import Sampler
+from vllm.v1.structured_output import StructuredOutputManager
 from vllm.v1.worker.cpu_worker import CPUWorker
+from vllm.v1.worker.gpu_input_batch import InputBatch
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 from vllm.v1.worker.gpu_worker import Worker as GpuWorker
 
@@ -79,6 +86,42 @@ def test_gpu_worker() -> None:
         source = inspect.getsource(method.process_weights_after_loading)
         statements = [line.strip() for line in source.splitlines() if line.startswith(" " * 8) and line[8] != " "]
         assert all("is_cpu()" in line or "is_xpu()" in line for line in statements)
+
+
+def test_resuming_scheduler() -> None:
+    """`deployments/resuming_scheduler.py` adds output and advances grammars by these."""
+    assert list(inspect.signature(Scheduler.add_request).parameters) == ["self", "request"]
+    promote = inspect.getsource(Scheduler._try_promote_blocked_waiting_request)
+    assert "self.grammar_compile_error_reqs.add(request.request_id)" in promote
+    schedule = inspect.getsource(Scheduler.schedule)
+    assert "self._try_promote_blocked_waiting_request(request)" in schedule
+    assert "if request.prefill_stats and request.num_preemptions <= 0" in schedule
+    assert "num_new_tokens = request.num_tokens - num_computed_tokens" in schedule
+    step = inspect.getsource(Scheduler.update_from_output)
+    assert "structured_output_manager.should_advance(\n                request, new_token_ids=new_token_ids" in step
+    assert "trim_reasoning_for_advance" in step
+    assert "reasoner.is_reasoning_end(" in inspect.getsource(StructuredOutputManager.should_fill_bitmask)
+
+
+def test_resuming_worker() -> None:
+    """`deployments/resuming_worker.py` restores requests by these."""
+    runner = inspect.getsource(GPUModelRunner)
+    assert "self.input_batch.add_request(request)" in runner
+    assert "gen.set_offset(gen.get_offset() - 4)" in runner  # what a CPU's generator can't do
+    add = inspect.getsource(InputBatch.add_request)
+    assert add.index("self._register_add_request(request)") < add.index("end_idx = start_idx + len(request.output")
+    sampler = inspect.getsource(topk_topp_sampler.TopKTopPSampler.forward_cpu)
+    assert "q = empty_exponential_noise_like(probs, self.use_fp64_gumbel)" in sampler
+    assert "q[i].exponential_(generator=generator)" in sampler
+    assert "self.topk_topp_sampler = " in inspect.getsource(Sampler.__init__)
+    assert "self.model_runner.initialize_kv_cache(" in inspect.getsource(CPUWorker.initialize_from_config)
+
+
+def test_resumable() -> None:
+    """`deployments/resumable.py` finds out by these whether a request has ended."""
+    assert list(inspect.signature(check_stop).parameters) == ["request", "max_model_len"]
+    process = inspect.getsource(InputProcessor.process_inputs)
+    assert "self.generation_config_fields,\n                self.renderer.get_eos_token_id()," in process
 
 
 def test_process_pool() -> None:

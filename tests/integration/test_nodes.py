@@ -2,8 +2,7 @@
 
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from storage.actor import NAMESPACE, store_name
 from storage.errors import SnapshotMissingError
 from storage.store import StoreConfig
 from tests.support.service import free_port
+from tests.support.waiting import until
 
 APPLICATION = "nodes-test"
 
@@ -32,14 +32,6 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     serve.shutdown()
     ray.shutdown()
     made.shutdown()
-
-
-def until(holds: Callable[[], Any], within_s: float = 60) -> Any:
-    deadline_s = time.monotonic() + within_s
-    while not (found := holds()):
-        assert time.monotonic() < deadline_s
-        time.sleep(0.1)
-    return found
 
 
 def store_of(node_id: str) -> Any:

@@ -5,9 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
-from openai import OpenAI
+import pytest
+from openai import BadRequestError, OpenAI
 
 from tests.support.service import CHAT_MODEL, EMBEDDING_MODEL, Service, command
+from tests.support.waiting import until
 
 QUESTION: Any = [{"role": "user", "content": "What is the capital of France?"}]
 
@@ -77,3 +79,27 @@ def test_the_command_line(service: Service, client: OpenAI) -> None:
     assert refused.returncode == 1
     assert "`nobody` does not exist" in refused.stderr
     assert client.embeddings.create(model=EMBEDDING_MODEL, input="x").data
+
+
+def test_a_request_says_how_long_its_model_stays_awake(service: Service, client: OpenAI) -> None:
+    body: Any = {"keep_alive": 0}
+    answer = client.chat.completions.create(model=CHAT_MODEL, messages=QUESTION, max_tokens=2, extra_body=body)
+    assert answer.choices[0].message.content
+    until(lambda: engines(service)[CHAT_MODEL]["state"] == "asleep")
+    body = {"keep_alive": "a while"}
+    with pytest.raises(BadRequestError, match="keep_alive"):
+        client.chat.completions.create(model=CHAT_MODEL, messages=QUESTION, max_tokens=2, extra_body=body)
+
+
+def test_starts_and_wakes_are_measured(service: Service, client: OpenAI) -> None:
+    tell(service, "sleep", CHAT_MODEL)
+    ask(client, CHAT_MODEL)
+
+    def measured() -> bool:
+        lines = httpx.get(f"{service.url}/metrics", timeout=30).text.splitlines()
+        own = [line for line in lines if f'model="{CHAT_MODEL}"' in line]
+        stages = [line for line in own if line.startswith("ray_flashserve_start_stage_seconds_count")]
+        woken = [line for line in own if line.startswith("ray_flashserve_wake_seconds_count") and 'tier="dram"' in line]
+        return bool(woken) and all(any(f'stage="{stage}"' in line for line in stages) for stage in ("all", "engine"))
+
+    until(measured)

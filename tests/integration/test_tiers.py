@@ -4,8 +4,7 @@ import os
 import signal
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from s3_server import S3Server, serve_s3
 
 from tests.integration.test_launch import Launched
 from tests.support.service import EMBEDDING_MODEL, MODELS, command, demo_args, free_port, serve_config
+from tests.support.waiting import until
 
 TEXTS = ["a cat sits", "a kitten is sitting", "stock markets fell"]
 WEIGHTS = "models/minilm/model.safetensors"
@@ -54,14 +54,6 @@ def launched(s3: S3Server) -> Iterator[tuple[Launched, str, Path]]:
                 running.process.wait(60)
 
 
-def until(holds: Callable[[], Any], within_s: float = 180) -> Any:
-    deadline_s = time.monotonic() + within_s
-    while not (found := holds()):
-        assert time.monotonic() < deadline_s
-        time.sleep(0.2)
-    return found
-
-
 def embeddings(url: str) -> np.ndarray:
     client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
     return np.array([item.embedding for item in client.embeddings.create(model=EMBEDDING_MODEL, input=TEXTS).data])
@@ -82,15 +74,15 @@ def test_a_model_from_s3(s3: S3Server, launched: tuple[Launched, str, Path], cli
     assert np.allclose(embeddings(url), expected, atol=1e-5)
 
     # The first start built the snapshot; it reaches both tiers while the engine serves already.
-    held = until(lambda: (found := tiers(url))["dram"]["snapshots"] and found)
+    held = until(lambda: (found := tiers(url))["dram"]["snapshots"] and found, 180)
     (in_dram,), (on_disk,) = held["dram"]["snapshots"], held["disk"]["snapshots"]
     assert in_dram["id"] == on_disk["id"]
-    until(lambda: tiers(url)["dram"]["snapshots"][0]["whole"])
+    until(lambda: tiers(url)["dram"]["snapshots"][0]["whole"], 180)
 
     # An engine that starts again reads nothing but host memory.
     read_bytes = s3.read_bytes
     process_called(running, "VLLM::EngineCore").kill()
-    engine = until(lambda: (found := _engine(url))["restarts"] == 1 and found["state"] == "awake" and found)
+    engine = until(lambda: (found := _engine(url))["restarts"] == 1 and found["state"] == "awake" and found, 180)
     assert engine["start"]["weights_from"] == "dram"
     assert s3.read_bytes == read_bytes
     assert np.allclose(embeddings(url), expected, atol=1e-5)
@@ -99,7 +91,7 @@ def test_a_model_from_s3(s3: S3Server, launched: tuple[Launched, str, Path], cli
     # The store's death is nothing to the engine, and the next one finds everything, with who uses it.
     process_called(running, "ray::NodeActor").kill()
     assert np.allclose(embeddings(url), expected, atol=1e-5)
-    held = until(lambda: "error" not in (found := tiers(url)) and found)
+    held = until(lambda: "error" not in (found := tiers(url)) and found, 180)
     assert held["dram"]["snapshots"][0]["leases"]
 
     shown = subprocess.run(

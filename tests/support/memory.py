@@ -10,15 +10,19 @@ def children_pss_bytes() -> int:
     return _sum("pss")
 
 
-def children_private_bytes() -> int:
-    """What only one process has: it does not change when others that use the same libraries come and go."""
-    return _sum("uss")
+def engines_private_bytes() -> int:
+    """What engines' processes have for themselves alone: it does not change when others with the same libraries go.
+
+    Compilers' helper processes are left out: they end when they have been idle for a while.
+    """
+    return _sum("uss", "VLLM::")
 
 
-def _sum(name: str) -> int:
+def _sum(name: str, title: str = "") -> int:
     total = 0
     for process in psutil.Process().children(recursive=True):
         # It may end while it is read.
         with contextlib.suppress(psutil.NoSuchProcess):
-            total += getattr(process.memory_full_info(), name)
+            if title in " ".join(process.cmdline()):
+                total += getattr(process.memory_full_info(), name)
     return total

@@ -2,23 +2,28 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import pytest
 
+from app.catalogue import Catalogue, Entry
 from app.streams import TokenStreams
 from deployments import lifecycle, residents
+from deployments import replica as replica_module
 from deployments.errors import EngineDiedError, EngineUnavailableError, FeedError, UnknownModelError
 from deployments.fake_engine import FakeEngine
 from deployments.replica import EngineReplica
 from deployments.residency import Limits
 from deployments.types import ModelSpec
 from tests.support.feeds import Collector, generate_request
+from tests.support.handles import LocalHandle
 
 
 class Setup:
     """A gateway's streams and replicas that remember the engines they made."""
 
-    def __init__(self) -> None:
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
         self.streams = TokenStreams()
         self.collector = Collector()
         self.engines: list[FakeEngine] = []
@@ -30,7 +35,8 @@ class Setup:
 
     def replica_of(self, specs: list[ModelSpec], max_wait_s: float = 10, budget_bytes: int = 10_000) -> EngineReplica:
         limits = Limits(budget_bytes, min_residency_s=0.05, max_starvation_s=1.0)
-        replica = EngineReplica(specs, self._make, limits, max_wait_s)
+        catalogue = LocalHandle(Catalogue([Entry(spec, {}, "default", {}) for spec in specs], self.directory))
+        replica = EngineReplica(catalogue, "default", self._make, limits, max_wait_s)
         self.replicas.append(replica)
         return replica
 
@@ -44,9 +50,10 @@ class Setup:
 
 
 @pytest.fixture
-async def setup(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Setup]:
+async def setup(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[Setup]:
     monkeypatch.setattr(residents, "LOOK_PERIOD_S", 0.01)
-    made = Setup()
+    monkeypatch.setattr(replica_module, "CATCH_UP_S", 0.1)
+    made = Setup(tmp_path)
     await made.streams.listen("127.0.0.1")
     yield made
     made.streams.close()
@@ -134,7 +141,7 @@ async def test_an_engine_that_cannot_start_fails_with_its_reason_and_may_be_trie
     with pytest.raises(EngineUnavailableError, match="told to fail"):
         await replica.supported_tasks("fake")
     await replica.check_health()  # other models are served
-    await replica.wake("fake")
+    await replica.wake({"model_id": "fake"})
     assert (await replica.describe())["fake"]["state"] == "awake"
 
 
@@ -150,7 +157,7 @@ async def test_an_engine_that_keeps_dying_is_given_up(setup: Setup) -> None:
     replica = setup.replica()
     for life in range(lifecycle.MAX_FAILURES):
         await until(lambda life=life: len(setup.engines) == life + 1)
-        await replica.wake("fake")
+        await replica.wake({"model_id": "fake"})
         setup.engines[-1].die()
     await until(lambda: replica._residents.describe()["fake"]["state"] == "failed")
     with pytest.raises(EngineUnavailableError, match="its engine died"):
@@ -168,3 +175,10 @@ async def test_a_stopped_replica_tells_those_who_wait(setup: Setup) -> None:
 async def test_a_model_it_does_not_host(setup: Setup) -> None:
     with pytest.raises(UnknownModelError):
         await setup.replica().generate(generate_request(setup.streams, "a", model_id="other"))
+
+
+async def test_a_request_made_for_another_version_of_the_model_does_not_reach_it(setup: Setup) -> None:
+    replica = setup.replica()
+    await replica.supported_tasks("fake")
+    with pytest.raises(EngineUnavailableError, match="being changed"):
+        await replica.generate(generate_request(setup.streams, "a") | {"revision": "another"})

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from deployments import lifecycle, residents
-from deployments.errors import EngineUnavailableError, WakeError
+from deployments.errors import EngineUnavailableError, UnknownModelError, WakeError
 from deployments.fake_engine import ASLEEP_BYTES, AWAKE_BYTES, FakeEngine
 from deployments.residency import Limits
 from deployments.residents import Residents
@@ -27,6 +27,11 @@ class GatedEngine(FakeEngine):
         self.gate = asyncio.Event()
         self.gate.set()
         self.broken = False
+        self.is_stopped = False
+
+    async def stop(self) -> None:
+        self.is_stopped = True
+        await super().stop()
 
     async def wake(self, snapshot: Path | None = None) -> None:
         self.wakes += 1
@@ -212,3 +217,67 @@ async def test_many_models_on_room_for_one_all_get_their_turn(setup: Setup) -> N
         await asyncio.gather(*(use(made, names[index % 3]) for index in range(300)))
     assert sum(engines[0].wakes for engines in setup.engines.values()) < 30, "requests for a model go together"
     assert lifecycle.MAX_FAILURES > sum(made.describe()[name]["restarts"] for name in names) == 0
+
+
+async def test_a_model_that_is_added_and_removed(setup: Setup) -> None:
+    made = await setup(spec("a"))
+    made.host([spec("a"), spec("b")])
+    assert await made.supported_tasks("b")
+    made.host([spec("a")])
+    with pytest.raises(UnknownModelError):
+        await made.wake("b")
+    await until(lambda: set(made.describe()) == {"a"})
+    assert setup.engines["b"][0].is_stopped
+    assert not setup.engines["a"][0].is_stopped
+
+
+async def test_a_model_that_goes_ends_what_it_has_in_hand_and_turns_away_who_waits(setup: Setup) -> None:
+    made = await setup(spec("a"))
+    async with made.use("a"):
+        made.host([])
+        await asyncio.sleep(0.05)
+        assert not setup.engines["a"][0].is_stopped
+    await until(lambda: setup.engines["a"][0].is_stopped)
+    await until(lambda: not made.describe())
+
+
+async def test_who_waits_for_a_model_that_changes_gets_the_new_engine(setup: Setup) -> None:
+    made = await setup(spec("a"))
+    changed = spec("a", engine={"token_time_s": 0.001})
+    async with AsyncExitStack() as in_hand:
+        old = await in_hand.enter_async_context(made.use("a"))
+        made.host([changed])
+        assert made.hosts("a", changed.revision)
+        assert not made.hosts("a", spec("a").revision)
+        waiting = asyncio.ensure_future(_used(made, "a"))
+        await asyncio.sleep(0.05)
+        assert not waiting.done(), "the old engine still works"
+    new = await waiting
+    assert new is not old
+    assert setup.engines["a"] == [old, new]
+    assert setup.engines["a"][0].is_stopped
+
+
+async def test_what_concerns_no_engine_changes_none(setup: Setup) -> None:
+    made = await setup(spec("a"))
+    made.host([spec("a", pin="gpu", keep_awake_s=3.0, ttft_slo_s=9.0)])
+    await made.wake("a")
+    assert len(setup.engines["a"]) == 1
+
+
+async def _used(made: Residents, model_id: str) -> object:
+    async with made.use(model_id) as engine:
+        return engine
+
+
+async def test_a_request_may_keep_its_model_awake_for_longer_or_less(setup: Setup) -> None:
+    made = await setup(spec("a", keep_awake_s=LONG_S))
+    async with made.use("a", keep_awake_s=0.0):
+        pass
+    await until(lambda: made.describe()["a"]["state"] == "asleep")
+    async with made.use("a", keep_awake_s=LONG_S):
+        pass
+    async with made.use("a", keep_awake_s=0.0):
+        pass
+    await asyncio.sleep(0.05)
+    assert made.describe()["a"]["state"] == "awake", "who asked for longer is not overruled"

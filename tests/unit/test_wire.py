@@ -9,7 +9,7 @@ from deployments.wire import (
     MAX_FRAME_BYTES,
     Hello,
     TokenDelta,
-    decode_deltas,
+    decode_frame,
     decode_hello,
     encode_deltas,
     encode_hello,
@@ -48,7 +48,7 @@ def test_deltas_come_back_as_they_went(sent: list[TokenDelta]) -> None:
 
     body = asyncio.run(through())
     assert body is not None
-    assert decode_deltas(body) == sent
+    assert decode_frame(body) == sent
 
 
 async def test_frames_follow_each_other_and_then_end() -> None:
@@ -71,4 +71,4 @@ async def test_a_frame_too_large_is_refused_before_it_is_read() -> None:
 
 def test_what_is_no_delta_is_refused() -> None:
     with pytest.raises(msgspec.MsgspecError):
-        decode_deltas(b"\x81\xa1a\x01")
+        decode_frame(b"\x81\xa1a\x01")

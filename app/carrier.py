@@ -1,0 +1,268 @@
+"""Carries a sequence to its end over as many attempts as it takes: each asks for what is left, from where it is.
+
+Covers: the attempts, which tokens belong to the one that counts, moving from one replica to another. Does not cover:
+whether there is another attempt (``resumption``), how many rounds a move takes (``migration``), text
+(``engine_client``), how an engine goes on (``deployments``).
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from app.attempts import as_vllm_error, failure_of, translated
+from app.errors import RequestEndsEnginesError
+from app.migration import ResumeCost, another_round
+from app.resumption import GiveUp, History, RetryLimits, after_failure
+from deployments.errors import FeedError
+from deployments.placements import PLACEMENTS, Placements
+from deployments.types import Embedding, EmbedRequest, GenerateRequest, Place
+from deployments.wire import MOVE, TokenDelta
+
+# How long a stream waits for its last tokens after the replica said that it has sent them all.
+FEED_GRACE_S = 5.0
+# A move that failed is tried again after this long, while the source goes on.
+MOVE_AGAIN_S = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+class Desk(Protocol):
+    """Hands deltas to the carriers that wait for them."""
+
+    def expect(self, attempt_id: str, carrier: "SequenceCarrier") -> None:
+        """Hand the attempt's deltas to ``carrier`` from now on."""
+        ...
+
+    def forget(self, attempt_id: str) -> None:
+        """Drop whatever still comes for the attempt."""
+        ...
+
+
+@dataclass
+class ModelPool:
+    """What the sequences of one model have in common: where they are asked for, and what that has cost so far."""
+
+    replicas: Any
+    """A Serve handle."""
+    limits: RetryLimits = field(default_factory=RetryLimits)
+    placements: Placements = PLACEMENTS
+    cost: ResumeCost = field(default_factory=ResumeCost)
+    choose: Callable[[GenerateRequest, ResumeCost], Place | None] = lambda _ask, _cost: None
+    """Returns the replica for a sequence that isn't sent to a certain one; None to leave that to Serve."""
+    resumes: int = 0
+    moves: int = 0
+
+
+class FailureCount:
+    """What one request has been through, and so whether it is asked for again."""
+
+    def __init__(self, model_id: str, limits: RetryLimits) -> None:
+        self._model_id = model_id
+        self._limits = limits
+        self._history = History()
+
+    def wait_s(self, error: BaseException, delivered: int) -> float:
+        """Return how long to wait before the next attempt; ``delivered`` counts the tokens of the failed one.
+
+        Raises:
+            What the client is told, as vLLM's OpenAI classes know it, if there is no next attempt.
+        """
+        failure = failure_of(error)
+        self._history, decision = after_failure(
+            self._history,
+            failure,
+            delivered=delivered,
+            now_s=time.monotonic(),
+            chance=random.random(),  # noqa: S311 - spreads streams, hides nothing
+            limits=self._limits,
+        )
+        if isinstance(decision, GiveUp):
+            if failure != "refused" and self._history.failures > 1:
+                logger.warning("a request for %s is given up (%s): %s", self._model_id, decision.reason, error)
+            if decision.reason == "ends engines":
+                count = self._history.engines_since_token
+                raise as_vllm_error(RequestEndsEnginesError(self._model_id, count)) from error
+            raise translated(error, self._model_id) from error
+        logger.info("%s under a request for %s; again in %.2f s", failure, self._model_id, decision.wait_s)
+        return decision.wait_s
+
+
+class SequenceCarrier:
+    """One sequence; one event loop. ``carry`` runs in a task whose cancelling stops the generation."""
+
+    def __init__(self, ask: GenerateRequest, pool: ModelPool, desk: Desk) -> None:
+        """``ask`` is the sequence from its beginning."""
+        self.stream_id = ask["stream_id"]
+        # Where its tokens come from now.
+        self.attempt_id = ""
+        # Every token that the client has got, or is about to: an attempt that ends takes none of them back.
+        self.delivered: list[int] = []
+        self._ask = ask
+        self._pool = pool
+        self._desk = desk
+        self._failures = FailureCount(ask["model_id"], pool.limits)
+        self._asked = 0
+        self._ended = asyncio.Event()
+        self._current: asyncio.Task[None] | None = None
+        self._moving: asyncio.Task[None] | None = None
+        # Where the next attempt goes, when it is no failure that ends this one.
+        self._target: Place | None = None
+        self._resumed_at: tuple[float, int] | None = None
+
+    def take(self, delta: TokenDelta) -> None:
+        """Count a delta of the attempt that is under way."""
+        if self._resumed_at is not None and delta.token_ids:
+            asked_s, tokens = self._resumed_at
+            self._resumed_at = None
+            self._pool.cost = self._pool.cost.measured(tokens, time.monotonic() - asked_s)
+        self.delivered += delta.token_ids
+        if delta.finish_reason is not None:
+            self._ended.set()
+        elif delta.stop_reason == MOVE:
+            self.move()
+
+    def move(self) -> None:
+        """Go on at another replica as soon as there is one and it has computed what exists; harmless if it moves."""
+        if not self._ended.is_set() and (self._moving is None or self._moving.done()):
+            self._moving = asyncio.get_running_loop().create_task(self._move())
+
+    async def carry(self) -> None:
+        """Return when the sequence has ended.
+
+        Raises:
+            What its client is told, as vLLM's OpenAI classes know it.
+        """
+        try:
+            while not self._ended.is_set():
+                await self._carry_on()
+        finally:
+            if self._moving is not None:
+                self._moving.cancel()
+
+    async def _carry_on(self) -> None:
+        before = len(self.delivered)
+        # Of its own, so that what an earlier attempt left in the sockets is nobody's.
+        self.attempt_id = self._new_id()
+        self._current = asyncio.get_running_loop().create_task(self._attempt(self.attempt_id))
+        try:
+            await self._current
+        except (Exception, asyncio.CancelledError) as error:
+            if _is_stopped(error):
+                raise
+            if self._ended.is_set() or (self._target is not None and isinstance(error, asyncio.CancelledError)):
+                return
+            wait_s = self._failures.wait_s(error, len(self.delivered) - before)
+            self._pool.resumes += 1
+            await asyncio.sleep(wait_s)
+
+    async def _attempt(self, attempt_id: str) -> None:
+        place, self._target = self._target, None
+        ask = self._next_ask(attempt_id, place or self._pool.choose(self._ask, self._pool.cost))
+        if self.delivered and place is None:
+            self._resumed_at = (time.monotonic(), len(ask["prompt_token_ids"]) + len(self.delivered))
+        self._desk.expect(attempt_id, self)
+        self._pool.placements.watch(attempt_id, ask["model_id"], self.move)
+        response = None
+        try:
+            response = self._pool.replicas.generate.remote(ask)
+            await response
+            await self._last_tokens()
+        except BaseException:
+            if response is not None:
+                response.cancel()
+            raise
+        finally:
+            self._pool.placements.forget(attempt_id)
+            self._desk.forget(attempt_id)
+
+    async def _move(self) -> None:
+        """Prepare another replica, round by round, and hand over to it."""
+        source_id, placements = self.attempt_id, self._pool.placements
+        rests = [len(self._ask["prompt_token_ids"]) + len(self.delivered)]
+        place: Place = {"avoid_id": placements.replica_of(source_id)}
+        await placements.another_than(source_id)
+        while another_round(rests, self._pool.cost):
+            known, begin_s = len(self.delivered), time.monotonic()
+            try:
+                place = await self._prepare(place)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the source goes on
+                logger.warning("a stream of %s is to move and has not: %s", self._ask["model_id"], error)
+                if failure_of(error) == "refused":
+                    return
+                await asyncio.sleep(MOVE_AGAIN_S)
+                await placements.another_than(source_id)
+                continue
+            self._pool.cost = self._pool.cost.measured(rests[-1], time.monotonic() - begin_s)
+            rests.append(len(self.delivered) - known)
+        if self.attempt_id == source_id and self._current is not None and not self._ended.is_set():
+            self._target = place
+            # Otherwise the source has been lost meanwhile, and this is where to go on.
+            if not self._current.done():
+                self._pool.moves += 1
+                self._current.cancel()
+
+    async def _prepare(self, place: Place) -> Place:
+        """Have a replica compute what exists, into its prefix cache; return which one it was."""
+        round_id = self._new_id()
+        ask = self._next_ask(round_id, place)
+        # A token has to be made, for the sake of the rest; nobody expects it.
+        only_one = {"max_tokens": len(self.delivered) + 1, "min_tokens": 0, "seed": None}
+        ask["sampling"] = ask["sampling"] | only_one | {"logprobs": None, "prompt_logprobs": None}
+        self._pool.placements.watch(round_id, ask["model_id"], lambda: None)
+        response = self._pool.replicas.generate.remote(ask)
+        try:
+            await response
+            return {"replica_id": self._pool.placements.replica_of(round_id), "avoid_id": place.get("avoid_id")}
+        except BaseException:
+            response.cancel()
+            raise
+        finally:
+            self._pool.placements.forget(round_id)
+
+    def _new_id(self) -> str:
+        self._asked += 1
+        return self.stream_id if self._asked == 1 else f"{self.stream_id}~{self._asked}"
+
+    def _next_ask(self, attempt_id: str, place: Place | None) -> GenerateRequest:
+        ask: GenerateRequest = {**self._ask, "stream_id": attempt_id}
+        if self.delivered:
+            ask["delivered_token_ids"] = list(self.delivered)
+        if place is not None:
+            ask["place"] = place
+        return ask
+
+    async def _last_tokens(self) -> None:
+        try:
+            async with asyncio.timeout(FEED_GRACE_S):
+                await self._ended.wait()
+        except TimeoutError:
+            raise FeedError(str(self._ask["reply_to"]["port"]), "its last tokens are missing") from None
+
+    def __repr__(self) -> str:
+        return f"<SequenceCarrier {self.stream_id}, asked {self._asked} times, {len(self.delivered)} tokens>"
+
+
+def _is_stopped(error: BaseException) -> bool:
+    """Tell the cancelling of this task from a replica's, which Serve passes on."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
+
+
+async def embedded(ask: EmbedRequest, pool: ModelPool) -> Embedding:
+    """Return what a replica makes of a prompt, asking again when it is lost. Raises as ``SequenceCarrier.carry``."""
+    failures = FailureCount(ask["model_id"], pool.limits)
+    while True:
+        response = pool.replicas.embed.remote(ask)
+        try:
+            return await response
+        except (Exception, asyncio.CancelledError) as error:
+            if _is_stopped(error):
+                raise
+            wait_s = failures.wait_s(error, delivered=0)
+        finally:
+            response.cancel()
+        await asyncio.sleep(wait_s)

@@ -1,0 +1,162 @@
+"""Which models are served: those of the configuration, with what was added, changed and removed at run time.
+
+Covers: the list with its version, keeping it over restarts, telling whoever follows it. Does not cover: checking a
+model (``model_specs``), carrying changes out (``gateway``, ``deployments.residents``).
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import logging
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from app.errors import CatalogueError
+from deployments.types import ModelSpec
+
+logger = logging.getLogger(__name__)
+
+_NAME = ".models.json"
+# How long a question for changes waits for one; Serve waits for it when the application is deleted.
+_FOLLOW_S = 2.0
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model as it is served.
+
+    ``spec`` is for replicas, ``frontend`` (arguments of vLLM's API server) for gateways, ``pool`` the name of the pool
+    that hosts it, and ``given`` its section of the configuration.
+    """
+
+    spec: ModelSpec
+    frontend: dict[str, Any]
+    pool: str
+    given: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Change:
+    """What was done at run time to one model: ``entry`` is None where it was removed.
+
+    ``over`` is the section of the configuration that it took the place of; None for one that wasn't configured.
+    """
+
+    entry: Entry | None
+    over: dict[str, Any] | None
+
+
+_CHANGES = TypeAdapter(dict[str, Change])
+
+
+class ModelList:
+    """The list; plain data, kept in one file."""
+
+    def __init__(self, configured: Iterable[Entry], file: Path) -> None:
+        self._configured = {entry.spec.id: entry for entry in configured}
+        self._file = file
+        self._changes: dict[str, Change] = {}
+        for model_id, change in self._read().items():
+            if self._given(model_id) == change.over:
+                self._changes[model_id] = change
+            else:
+                # Whoever edits the configuration means it.
+                logger.warning("what was done to model %s at run time is void: its configuration has changed", model_id)
+
+    def entries(self) -> dict[str, Entry]:
+        """Return the models that are served, by id."""
+        changed = {model_id: change.entry for model_id, change in self._changes.items()}
+        return {model_id: entry for model_id, entry in (self._configured | changed).items() if entry is not None}
+
+    def version(self) -> str:
+        """Return what is the same for the same list, on any machine and after any restart."""
+        return hashlib.sha256(repr(sorted(self.entries().items())).encode()).hexdigest()
+
+    def put(self, entry: Entry) -> None:
+        """Add a model, or change the one of that id. Raises CatalogueError: it could not be kept; nothing changed."""
+        self._keep(entry.spec.id, Change(entry, self._given(entry.spec.id)))
+
+    def remove(self, model_id: str) -> None:
+        """Serve a model no longer. Raises as ``put``."""
+        self._keep(model_id, Change(None, self._given(model_id)))
+
+    def _given(self, model_id: str) -> dict[str, Any] | None:
+        configured = self._configured.get(model_id)
+        return configured.given if configured is not None else None
+
+    def _keep(self, model_id: str, change: Change) -> None:
+        changes = self._changes | {model_id: change}
+        configured = self._configured.get(model_id)
+        if change.entry == configured:
+            del changes[model_id]
+        partial = self._file.with_name(f"{_NAME}.partial")
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(json.dumps({key: asdict(value) for key, value in changes.items()}))
+            partial.replace(self._file)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+            raise CatalogueError(str(self._file), error.strerror or str(error)) from error
+        self._changes = changes
+
+    def _read(self) -> dict[str, Change]:
+        try:
+            return _CHANGES.validate_json(self._file.read_bytes())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValidationError):
+            # Serving what is configured is better than serving nothing; the file stays for whoever wants to mend it.
+            logger.exception("what was done to models at run time can't be read from %s", self._file)
+            return {}
+
+    def __repr__(self) -> str:
+        return f"<ModelList {len(self.entries())} models, {len(self._changes)} changed at run time>"
+
+
+class Catalogue:
+    """A Serve deployment with one replica, which owns the list and tells gateways and replicas of its changes."""
+
+    def __init__(self, configured: list[Entry], directory: Path) -> None:
+        self._list = ModelList(configured, directory / _NAME)
+        self._changed = asyncio.Event()
+        # One change after the other: each writes the file.
+        self._changing = asyncio.Lock()
+
+    async def entries(self, known: str | None) -> tuple[str, list[Entry]] | None:
+        """Return the list with its version once that isn't ``known``; None after a while, to be asked again."""
+        if self._list.version() == known:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_FOLLOW_S):
+                    await self._changed.wait()
+        version = self._list.version()
+        return None if version == known else (version, list(self._list.entries().values()))
+
+    async def hosted(self, pool: str, known: str | None) -> tuple[str, list[ModelSpec]] | None:
+        """Return what the replicas of a pool host, as ``entries`` does."""
+        found = await self.entries(known)
+        return None if found is None else (found[0], [entry.spec for entry in found[1] if entry.pool == pool])
+
+    async def put(self, entry: Entry) -> None:
+        """See ``ModelList.put``."""
+        async with self._changing:
+            await asyncio.to_thread(self._list.put, entry)
+        self._tell()
+
+    async def remove(self, model_id: str) -> None:
+        """See ``ModelList.remove``."""
+        async with self._changing:
+            await asyncio.to_thread(self._list.remove, model_id)
+        self._tell()
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def __repr__(self) -> str:
+        return f"<Catalogue {self._list!r}>"

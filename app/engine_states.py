@@ -1,0 +1,49 @@
+"""What several replicas say of their engines, as one description of each model."""
+
+from collections.abc import Iterable, Mapping
+
+from deployments.types import EngineDescription, EngineState
+
+# The nearer to serving, the earlier: a model is as near as its nearest engine.
+_NEAREST: tuple[EngineState, ...] = (
+    "awake", "waking", "starting", "sleeping", "asleep", "stopping", "cold", "failed", "stopped",
+)  # fmt: skip
+
+UNHEARD_OF: EngineDescription = {
+    "state": "cold",
+    "reason": None,
+    "supported_tasks": [],
+    "started_in_s": None,
+    "woken_in_s": None,
+    "since_s": 0.0,
+    "restarts": 0,
+    "wakes": 0,
+    "requests": 0,
+    "waiting": 0,
+    "awake_bytes": 0,
+    "asleep_bytes": 0,
+    "is_up": False,
+    "start": {"weights_from": "", "stages_s": {}},
+}
+"""A model that was added just now, and no replica has heard of."""
+
+
+def merged(replicas: Iterable[Mapping[str, EngineDescription]]) -> dict[str, EngineDescription]:
+    """Return for each model the engine that is nearest to serving, with the counts of all of them."""
+    engines: dict[str, list[EngineDescription]] = {}
+    for replica in replicas:
+        for model_id, engine in replica.items():
+            engines.setdefault(model_id, []).append(engine)
+    return {model_id: _merged(of_model) for model_id, of_model in engines.items()}
+
+
+def _merged(engines: list[EngineDescription]) -> EngineDescription:
+    nearest = min(engines, key=lambda engine: _NEAREST.index(engine["state"]))
+    return {
+        **nearest,
+        "restarts": sum(engine["restarts"] for engine in engines),
+        "wakes": sum(engine["wakes"] for engine in engines),
+        "requests": sum(engine["requests"] for engine in engines),
+        "waiting": sum(engine["waiting"] for engine in engines),
+        "is_up": any(engine["is_up"] for engine in engines),
+    }

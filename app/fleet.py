@@ -1,0 +1,179 @@
+"""The replicas of each pool as this gateway sees them, and the choice among them.
+
+Covers: asking each replica for news, which come on the token feed; choosing by estimated time to first token; commands
+and questions to all of them. Does not cover: the estimate (``deployments.estimate``), resolving the choice
+(``deployments.router``). A gateway that knows nothing leaves the choice to Serve.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+
+from app.engine_states import merged
+from app.migration import ResumeCost
+from app.prefixes import PrefixTable
+from deployments.errors import DeploymentError
+from deployments.estimate import STALE_S, ReplicaView, soonest
+from deployments.placements import Placements
+from deployments.types import EngineDescription, GenerateRequest, ModelCommand, Place, ReplyTo
+from deployments.wire import ReplicaNews
+
+logger = logging.getLogger(__name__)
+
+_LOOK_PERIOD_S = 1.0
+
+
+Command = Literal["wake", "sleep", "stop"]
+
+
+class Fleet:
+    """One pool; one event loop. ``run`` first."""
+
+    def __init__(self, replicas: Any, placements: Placements) -> None:
+        """``replicas`` is a Serve handle."""
+        self._replicas = replicas
+        self._placements = placements
+        self._views: dict[str, ReplicaView] = {}
+        self._prefixes = PrefixTable()
+        self._looking: asyncio.Task[None] | None = None
+
+    def run(self, reply_to: ReplyTo) -> None:
+        """Begin to ask replicas for news, to be sent to ``reply_to``."""
+        self._looking = asyncio.get_running_loop().create_task(self._look_after(reply_to))
+
+    def close(self) -> None:
+        """Ask no more."""
+        if self._looking is not None:
+            self._looking.cancel()
+
+    def hear(self, news: ReplicaNews) -> None:
+        """Take what a replica says of itself."""
+        self._views.setdefault(news.replica_id, ReplicaView.empty()).hear(news, time.monotonic())
+
+    def lose(self, replica_id: str) -> None:
+        """Expect nothing more of a replica whose connection has ended."""
+        self._views.pop(replica_id, None)
+
+    def place_for(self, ask: GenerateRequest, cost: ResumeCost) -> Place | None:
+        """Return where a sequence would have its first token soonest; None to leave that to Serve.
+
+        ``cost.per_token_s`` is what a token of the prompt costs that need not be computed.
+        """
+        if len(self._views) < 2:  # noqa: PLR2004 - there is no choice
+            return None
+        model_id = ask["model_id"]
+        adapter = ask.get("adapter")
+        group = f"{model_id}:{adapter['id'] if adapter else ''}:{ask.get('cache_salt')}"
+        computed = self._prefixes.computed(group, ask["prompt_token_ids"])
+        saved_s = {replica_id: tokens * cost.per_token_s for replica_id, tokens in computed.items()}
+        replica_id = soonest(self._views, model_id, time.monotonic(), saved_s)
+        if replica_id is None:
+            return None
+        sent = self._views[replica_id].sent
+        sent[model_id] = sent.get(model_id, 0) + 1
+        self._prefixes.sent(group, ask["prompt_token_ids"], replica_id)
+        return {"replica_id": replica_id}
+
+    async def describe(self) -> dict[str, EngineDescription]:
+        """Return each model's engine: of several replicas', the one nearest to serving.
+
+        Raises:
+            RayError, RayServeException: no replica answers.
+        """
+        told = await asyncio.gather(
+            *(self._replicas.describe.remote({"place": place}) for place in self._everywhere()), return_exceptions=True
+        )
+        described = [each for each in told if not isinstance(each, BaseException)]
+        if not described:
+            raise next(error for error in told if isinstance(error, BaseException))
+        return merged(described)
+
+    async def command(self, name: Command, model_id: str) -> None:
+        """Wake a model where it serves soonest, or put it to sleep or end it everywhere.
+
+        Raises:
+            RayError, RayServeException, DeploymentError: as the replicas do.
+        """
+        places = self._everywhere()
+        if name == "wake":
+            soonest_id = soonest(self._views, model_id, time.monotonic(), {})
+            places = [{"replica_id": soonest_id}] if soonest_id else [{}]
+        method = getattr(self._replicas, name)
+        commands: list[ModelCommand] = [{"model_id": model_id, "place": place} for place in places]
+        await asyncio.gather(*(method.remote(command) for command in commands))
+
+    def _everywhere(self) -> list[Place]:
+        """Return a place for each replica; before any is known, for whichever Serve takes."""
+        places: list[Place] = [{"replica_id": replica_id} for replica_id in sorted(self._there())]
+        return places or [{}]
+
+    def _there(self) -> frozenset[str]:
+        return self._placements.replica_ids(str(self._replicas.deployment_id))
+
+    async def _look_after(self, reply_to: ReplyTo) -> None:
+        while True:
+            there = self._there()
+            for gone in self._views.keys() - there:
+                del self._views[gone]
+            now_s = time.monotonic()
+            silent = [replica_id for replica_id in there if self._is_silent(replica_id, now_s)]
+            await asyncio.gather(*(self._ask_for_news(replica_id, reply_to) for replica_id in silent))
+            await asyncio.sleep(_LOOK_PERIOD_S)
+
+    def _is_silent(self, replica_id: str, now_s: float) -> bool:
+        view = self._views.get(replica_id)
+        return view is None or now_s - view.heard_s > STALE_S
+
+    async def _ask_for_news(self, replica_id: str, reply_to: ReplyTo) -> None:
+        try:
+            async with asyncio.timeout(STALE_S):
+                await self._replicas.tell_news.remote({"reply_to": reply_to, "place": {"replica_id": replica_id}})
+        except (TimeoutError, RayError, RayServeException, DeploymentError) as error:
+            logger.info("replica %s gives no news: %s", replica_id, error)
+
+    def __repr__(self) -> str:
+        return f"<Fleet of {len(self._views)} replicas>"
+
+
+class Fleets:
+    """The fleets of a gateway, by the names of their pools: the audience of its ``TokenStreams``."""
+
+    def __init__(self, pools: Mapping[str, Any], placements: Placements) -> None:
+        """``pools`` are Serve handles."""
+        self._fleets = {name: Fleet(handle, placements) for name, handle in pools.items()}
+
+    def of(self, pool: str) -> Fleet:
+        """Return one pool's."""
+        return self._fleets[pool]
+
+    async def describe(self) -> dict[str, EngineDescription]:
+        """See ``Fleet.describe``."""
+        described: dict[str, EngineDescription] = {}
+        for engines in await asyncio.gather(*(fleet.describe() for fleet in self._fleets.values())):
+            described |= engines
+        return described
+
+    def run(self, reply_to: ReplyTo) -> None:
+        """See ``Fleet.run``."""
+        for fleet in self._fleets.values():
+            fleet.run(reply_to)
+
+    def close(self) -> None:
+        """See ``Fleet.close``."""
+        for fleet in self._fleets.values():
+            fleet.close()
+
+    def hear(self, news: ReplicaNews) -> None:
+        """See ``streams.NewsAudience``."""
+        if news.pool in self._fleets:
+            self._fleets[news.pool].hear(news)
+
+    def lose(self, last: ReplicaNews) -> None:
+        """See ``streams.NewsAudience``."""
+        if last.pool in self._fleets:
+            self._fleets[last.pool].lose(last.replica_id)

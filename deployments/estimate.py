@@ -1,0 +1,95 @@
+"""How soon a replica would give a model's first token. Pure: what replicas say of themselves, and the time.
+
+An estimate that is wrong costs time and nothing else: every replica can serve every model of its pool.
+"""
+
+import random
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from deployments.wire import EngineNews, ReplicaNews
+
+# Before anything was measured.
+FIRST_TOKEN_S = 0.1
+# What waits for room waits for others' turns to end.
+NO_ROOM_S = 5.0
+# News are sent at least every second; after this long without, a replica is not believed.
+STALE_S = 5.0
+# Estimates this close are equal: among equals chance decides, so that gateways don't all go to one.
+EQUAL = 1.1
+
+
+@dataclass
+class ReplicaView:
+    """What a gateway knows of a replica."""
+
+    engines: dict[str, EngineNews]
+    room_bytes: int
+    heard_s: float
+    sent: dict[str, int]
+    """By model, sequences that this gateway has sent since."""
+
+    @classmethod
+    def empty(cls) -> "ReplicaView":
+        """Return the view of a replica that nothing has been heard of."""
+        return cls({}, 0, -float("inf"), {})
+
+    def hear(self, news: ReplicaNews, now_s: float) -> None:
+        """Take news into account."""
+        self.engines |= news.engines
+        for model_id in news.gone:
+            self.engines.pop(model_id, None)
+        self.room_bytes, self.heard_s = news.room_bytes, now_s
+        self.sent.clear()
+
+
+def first_token_s(view: ReplicaView, model_id: str, now_s: float) -> float | None:
+    """Estimate the time to a first token in seconds; None if nothing can be said.
+
+    That is queue + time to be awake + prefill: what the engine took for its last first tokens, grown as its load has.
+    """
+    engine = view.engines.get(model_id)
+    if engine is None or now_s - view.heard_s > STALE_S:
+        return None
+    passed_s = engine.age_s + now_s - view.heard_s
+    in_hand = engine.in_hand + view.sent.get(model_id, 0)
+    prefill_s = (engine.first_token_s or FIRST_TOKEN_S) * (1 + in_hand) / (1 + engine.load)
+    until_awake_s = {
+        "awake": 0.0,
+        "waking": max(0.0, engine.wake_s - passed_s),
+        "starting": max(0.0, engine.start_s - passed_s),
+        "asleep": engine.wake_s,
+        "sleeping": engine.wake_s,
+        "cold": engine.start_s,
+        "stopping": engine.start_s,
+    }.get(engine.state, float("inf"))
+    no_room = engine.state in {"asleep", "sleeping", "cold", "stopping"} and engine.needs_bytes > view.room_bytes
+    return until_awake_s + prefill_s + (NO_ROOM_S if no_room else 0.0)
+
+
+def soonest(
+    views: Mapping[str, ReplicaView],
+    model_id: str,
+    now_s: float,
+    saved_s: Mapping[str, float],
+    avoid: Iterable[str] = (),
+) -> str | None:
+    """Return the replica with the least estimate; None if Serve's own choice is as good as any.
+
+    Args:
+        views: by replica id.
+        model_id: what is asked for.
+        now_s: on the clock of the views.
+        saved_s: by replica, what it need not compute because it has it: a prefix of the prompt.
+        avoid: replicas that are out of the question.
+    """
+    estimates = {}
+    for replica_id in views.keys() - set(avoid):
+        estimate_s = first_token_s(views[replica_id], model_id, now_s)
+        if estimate_s is not None:
+            estimates[replica_id] = max(0.0, estimate_s - saved_s.get(replica_id, 0.0))
+    if not estimates:
+        return None
+    least_s = min(estimates.values())
+    best = sorted(replica_id for replica_id, estimate_s in estimates.items() if estimate_s <= least_s * EQUAL)
+    return random.choice(best)  # noqa: S311 - spreads requests, hides nothing

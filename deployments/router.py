@@ -1,0 +1,58 @@
+"""Serve's request router for engine replicas: power of two choices, unless a request says where it wants to go.
+
+Covers: wishes of requests (``Place``), telling ``placements`` where requests go and which replicas there are. Does not
+cover: estimates of where a request would be served soonest.
+"""
+
+import random
+from typing import Any
+
+from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
+from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
+
+from deployments.placements import PLACEMENTS
+from deployments.types import Place
+
+
+class ReplicaRouter(PowerOfTwoChoicesRequestRouter):
+    """Runs in the gateway, in its event loop."""
+
+    async def choose_replicas(
+        self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
+    ) -> list[list[RunningReplica]]:
+        """See Serve's router; a wish that can't be fulfilled is none."""
+        place = _place(pending_request)
+        if pending_request is None or place is None:
+            return await super().choose_replicas(candidate_replicas, pending_request)
+        # Without it, Serve tries again without a pause.
+        pending_request.routing_context.should_backoff = True
+        wanted = [replica for replica in candidate_replicas if _id(replica) == place.get("replica_id")]
+        others = [replica for replica in candidate_replicas if _id(replica) != place.get("avoid_id")]
+        if wanted:
+            return [wanted]
+        return [random.sample(others, min(2, len(others)))] if others else [candidate_replicas]
+
+    def update_replicas(self, replicas: list[RunningReplica]) -> None:
+        """See Serve's router."""
+        super().update_replicas(replicas)
+        PLACEMENTS.replicas(str(self._deployment_id), [_id(replica) for replica in replicas])
+
+    def on_request_routed(self, pending_request: PendingRequest, replica_id: Any, result: Any) -> None:
+        """See Serve's router."""
+        super().on_request_routed(pending_request, replica_id, result)
+        ask = pending_request.args[0] if pending_request.args else None
+        if isinstance(ask, dict) and "stream_id" in ask:
+            PLACEMENTS.placed(ask["stream_id"], replica_id.unique_id)
+
+    def _fulfill_next_pending_request(self, replica: RunningReplica, request_metadata: Any = None) -> None:
+        # Serve's gives the replica to whoever has waited longest, which need not be who asked for this one.
+        RequestRouter._fulfill_next_pending_request(self, replica, request_metadata)  # noqa: SLF001
+
+
+def _place(pending_request: PendingRequest | None) -> Place | None:
+    ask = pending_request.args[0] if pending_request is not None and pending_request.args else None
+    return ask.get("place") if isinstance(ask, dict) else None
+
+
+def _id(replica: RunningReplica) -> str:
+    return replica.replica_id.unique_id

@@ -1,0 +1,72 @@
+"""Engines and replicas are killed under streams; clients get what they would have got. Real Ray, real vLLM, float32."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import httpx
+import psutil
+import pytest
+import pytest_asyncio
+
+from tests.support.conversations import CONVERSATIONS, Chunks, Outcome, converse
+from tests.support.service import Service
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+MAX_TOKENS = 96
+STREAMED = [kind for kind, (_, body) in CONVERSATIONS.items() if body.get("stream")]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def http(service: Service) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=service.url, timeout=300) as client:
+        yield client
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def undisturbed(http: httpx.AsyncClient) -> dict[str, Outcome]:
+    outcomes = await asyncio.gather(*(converse(http, kind, max_tokens=MAX_TOKENS) for kind in CONVERSATIONS))
+    return dict(zip(CONVERSATIONS, outcomes, strict=True))
+
+
+def engine_process(service: Service, name: str) -> psutil.Process:
+    """The chat model's; it is the larger one, and an engine core is its worker's parent."""
+    worker = max(service.processes("VLLM::Worker"), key=lambda process: process.memory_info().rss)
+    return worker if name == "Worker" else worker.parent()
+
+
+VICTIMS: dict[str, Callable[[Service], psutil.Process]] = {
+    "engine core": lambda service: engine_process(service, "EngineCore"),
+    "worker": lambda service: engine_process(service, "Worker"),
+    "replica": lambda service: next(
+        process for process in service.processes("Engines-default") if "Worker" not in process.name()
+    ),
+}
+
+
+async def test_the_conversations_are_what_they_say(undisturbed: dict[str, Outcome]) -> None:
+    assert all(outcome.error is None for outcome in undisturbed.values())
+    assert set(undisturbed["n, seed, log probabilities"].written) == {0, 1}
+    assert undisturbed["greedy"].usage is not None
+    assert undisturbed["greedy"].usage["completion_tokens"] == MAX_TOKENS
+
+
+@pytest.mark.parametrize("victim", VICTIMS)
+async def test_what_is_killed_is_not_noticed(
+    service: Service, http: httpx.AsyncClient, undisturbed: dict[str, Outcome], victim: str
+) -> None:
+    chunks = Chunks(len(STREAMED))
+    counters = {kind: chunks.counter(index) for index, kind in enumerate(STREAMED)}
+    asked = [
+        asyncio.ensure_future(
+            converse(http, kind, max_tokens=MAX_TOKENS, on_chunk=counters.get(kind, lambda: None))
+        )
+        for kind in CONVERSATIONS
+    ]  # fmt: skip
+    async with asyncio.timeout(60):
+        await chunks.at_least(12)
+    assert not any(call.done() for call in asked), "there must be something to lose"
+    VICTIMS[victim](service).kill()
+    outcomes = await asyncio.gather(*asked)
+    for kind, outcome in zip(CONVERSATIONS, outcomes, strict=True):
+        assert outcome == undisturbed[kind], kind
