@@ -11,7 +11,7 @@ def _transfers() -> Counter:
     return Counter(
         "flashserve_device_transfers",
         description="Wakes from host memory by path: registered (locked, copied from directly), or ring (of buffers).",
-        tag_keys=("model_name", "path"),
+        tag_keys=("model", "path"),
     )
 
 
@@ -20,4 +20,4 @@ def count_transfers(model_id: str, stages: Iterable[Mapping[str, float]]) -> Non
     for worker in stages:
         if "registered" in worker:
             path = "registered" if worker["registered"] else "ring"
-            _transfers().inc(1, {"model_name": model_id, "path": path})
+            _transfers().inc(1, {"model": model_id, "path": path})

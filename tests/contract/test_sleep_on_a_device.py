@@ -10,6 +10,7 @@ from deployments.engine_args import GPU_WORKER_EXTENSION, engine_args
 from deployments.errors import WakeError
 from deployments.fake_engine import FakeEngine
 from deployments.staged_engine import StagedEngine
+from deployments.start_metrics import StartMetrics
 from deployments.transfer_metrics import count_transfers
 from deployments.types import ModelSpec
 from storage.lease import Lease, held_leases
@@ -48,7 +49,7 @@ async def slept(spec: ModelSpec, root: Path, *, broken: bool = False) -> tuple[P
     node, inner = Node(root), PreparedEngine(spec)
     inner.broken = broken
     await inner.start()
-    engine = StagedEngine(spec, node, lambda *_: inner)  # type: ignore[arg-type]
+    engine = StagedEngine(spec, node, lambda *_: inner, StartMetrics())  # type: ignore[arg-type]
     engine._engine, engine._snapshot_id = inner, SNAPSHOT_ID
     await engine.sleep()
     leases = held_leases(node.config.disk_dir)
@@ -86,4 +87,4 @@ def test_transfers_are_counted_by_their_path(monkeypatch: pytest.MonkeyPatch) ->
     recorder = type("Recorder", (), {"inc": lambda _, *arguments: counted.append(arguments)})
     monkeypatch.setattr(transfer_metrics, "_transfers", recorder)
     count_transfers("some", [{"copy_s": 0.1, "registered": 1.0}, {"registered": 0.0}, {"map_s": 0.1, "pack_s": 0.2}])
-    assert counted == [(1, {"model_name": "some", "path": path}) for path in ("registered", "ring")]
+    assert counted == [(1, {"model": "some", "path": path}) for path in ("registered", "ring")]
