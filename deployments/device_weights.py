@@ -73,18 +73,21 @@ def release_source() -> None:
 
 
 def check_weights(weights: Mapping[str, torch.Tensor], source: DeviceSource) -> None:
-    """Check that a snapshot's file holds just these weights.
+    """Check that a snapshot's file holds just these weights; one with several names needs to be there by one of them.
 
     Raises:
         CorruptSnapshotError: a tensor's name, shape or type is not the model's.
     """
     directory, file = source.path.parent, source.path.name
+    filled = set()
     for entry in source.entries:
         weight = weights.get(entry.name)
         if weight is None or (weight.shape, weight.dtype) != (torch.Size(entry.shape), dtype_of(entry)):
             raise not_this_model(directory, file, entry.name)
-    if missing := sorted(weights.keys() - {entry.name for entry in source.entries}):
-        raise not_this_model(directory, file, missing[0])
+        filled.add(weight.data_ptr())
+    for name, weight in weights.items():
+        if weight.data_ptr() not in filled:
+            raise not_this_model(directory, file, name)
 
 
 def fill(weights: Mapping[str, torch.Tensor], source: DeviceSource) -> TransferReport:
@@ -118,7 +121,7 @@ class KeptMemory:
         """Copies all of ``memory`` (uint8, one-dimensional) but the bytes of the tensors ``without``."""
         spans = [(tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes) for tensor in without]
         self._parts = [part for block in memory for part in _outside(block, spans)]
-        self._copies = [part.cpu().clone() for part in self._parts]
+        self._copies = [part.to("cpu", copy=True) for part in self._parts]
 
     @property
     def size_bytes(self) -> int:

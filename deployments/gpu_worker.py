@@ -126,5 +126,5 @@ def changed_after_loading(model: nn.Module) -> str | None:
 
 
 def named_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the weights by the names they have in the snapshot, which knows no adapters."""
-    return {name.replace(_WRAPPED, ""): weight for name, weight in weights_of(model).items()}
+    """Return the weights by every name that they may have in the snapshot, which knows no adapters."""
+    return {name.replace(_WRAPPED, ""): weight for name, weight in weights_of(model, every_name=True).items()}

@@ -20,12 +20,15 @@ logger = logging.getLogger(__name__)
 WeightKind = tuple[torch.Size, torch.dtype]
 
 
-def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return what a snapshot holds of a model: parameters and persistent buffers, tied ones once, by their names."""
+def weights_of(model: nn.Module, *, every_name: bool = False) -> dict[str, torch.Tensor]:
+    """Return what a snapshot holds of a model, by names: parameters and persistent buffers.
+
+    Tied ones are there once, by the first of their names, or with ``every_name`` by each.
+    """
     persistent = model.state_dict(keep_vars=True).keys()
-    weights = {name: parameter.data for name, parameter in model.named_parameters(remove_duplicate=True)}
-    weights |= {name: buffer for name, buffer in model.named_buffers(remove_duplicate=True) if name in persistent}
-    return weights
+    weights = {name: parameter.data for name, parameter in model.named_parameters(remove_duplicate=not every_name)}
+    buffers = model.named_buffers(remove_duplicate=not every_name)
+    return weights | {name: buffer for name, buffer in buffers if name in persistent}
 
 
 def open_snapshot(directory: Path, file: str, kinds: Mapping[str, WeightKind]) -> dict[str, torch.Tensor]:

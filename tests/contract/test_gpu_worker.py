@@ -17,7 +17,8 @@ from vllm.model_executor.layers.quantization.fp8 import Fp8LinearMethod
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 
 from deployments.device_weights import SourceOfProcess
-from deployments.gpu_worker import SleepingGpuWorker, named_weights
+from deployments.gpu_worker import SleepingGpuWorker
+from deployments.snapshot_weights import weights_of
 from storage.device_source import DeviceSource
 from storage.errors import CorruptSnapshotError, DeviceError
 from storage.fake_device import FakeDevice
@@ -78,10 +79,12 @@ class WithAdapters(nn.Module):
 
 def make_model(memory: Memory, *, method: type = UnquantizedLinearMethod, adapters: bool = False) -> nn.Module:
     first, second = Linear(memory, 0, method), Linear(memory, 1, UnquantizedEmbeddingMethod)
-    model = nn.ModuleDict({"first": WithAdapters(memory, first) if adapters else first, "second": second})
-    model["tied"] = nn.Module()
-    model["tied"].weight = second.weight
-    return model
+    tied = nn.Module()
+    tied.weight = second.weight
+    if adapters:
+        # Adapters' wrappers also change which of a tied weight's names comes first.
+        return nn.ModuleDict({"tied": tied, "first": WithAdapters(memory, first), "second": second})
+    return nn.ModuleDict({"first": first, "second": second, "tied": tied})
 
 
 def answer(model: nn.Module) -> torch.Tensor:
@@ -133,7 +136,7 @@ class StandInWorker(SleepingGpuWorker):
 
 def write_snapshot(directory: Path, model: nn.Module) -> Path:
     directory.mkdir()
-    write_tensors(directory / rank_file(0), named_weights(model))
+    write_tensors(directory / rank_file(0), weights_of(model))
     manifest = describe_directory("some", Origin("a" * 64, "float32", None, 1, "cuda", "0"), directory)
     (directory / MANIFEST_NAME).write_bytes(manifest.to_json())
     return directory
@@ -169,7 +172,7 @@ def test_it_wakes_as_it_fell_asleep(tmp_path: Path, lockable_bytes: int | None, 
 def test_the_host_keeps_only_what_the_snapshot_lacks(tmp_path: Path) -> None:
     memory = Memory()
     worker = StandInWorker(make_model(memory), memory)
-    weights = named_weights(worker.model)
+    weights = weights_of(worker.model)
     assert set(weights) == {"first.weight", "first.scale", "second.weight", "second.scale"}
     worker.fall_asleep()
     assert worker.flashserve_kept is not None
