@@ -70,10 +70,14 @@ class AdapterRef(TypedDict):
 
 
 class Place(TypedDict):
-    """Where a request wants to go, by Serve's ids of replicas; one that isn't there is no reason to fail."""
+    """Where a request wants to go, by Serve's ids of replicas; one that isn't there is no reason to fail.
+
+    With ``only`` it waits for its replica while that has all it can take.
+    """
 
     replica_id: NotRequired[str | None]
     avoid_id: NotRequired[str | None]
+    only: NotRequired[bool]
 
 
 class GenerateRequest(TypedDict):
