@@ -36,6 +36,8 @@ class ModelSpec:
     lora_enabled: bool = False
     max_loras: int = 1
     max_lora_rank: int = 16
+    # Sequences of usual length that its KV cache is to have room for.
+    concurrency: int = 8
     adapters: tuple[AdapterSpec, ...] = ()
     device: Literal["cpu", "gpu"] = "cpu"
     source: str = ""
