@@ -35,8 +35,8 @@ models: setup ## fetch and prepare the demo models, once
 serve: models ## serve CONFIG (serve_config.yaml) until Ctrl-C
 	@$(BIN)/flashserve serve $(CONFIG)
 
-serve-s3: models ## serve the demo models from an S3 server of its own
-	@$(BIN)/python tests/support/demo_s3.py
+serve-s3: models ## serve CONFIG with its models on an S3 server of its own, until Ctrl-C
+	@$(BIN)/python tests/support/demo_s3.py $(CONFIG)
 
 test: models ## run the whole suite
 	$(BIN)/pytest
@@ -69,11 +69,12 @@ bench-partings: models ## how often resumed answers part from undisturbed ones i
 stress: models ## 500 streams under 100 kills and 100 migrations, compared token by token (about half an hour)
 	$(BIN)/python tests/stress/streams.py
 
-bench-storage: setup ## how fast snapshots reach host memory, beside the raw limits and boto3 (a few minutes)
+bench-storage: models ## how fast snapshots reach host memory and engines, beside the raw limits and others (ten minutes)
 	$(BIN)/python tests/bench/staging.py
 
 # Needs Python, torch and safetensors only: say make bench-storage-gpu BIN=/path/to/such/a/bin where nothing else is.
 bench-storage-gpu: ## how fast a snapshot gets from host memory to the GPU
+	$(BIN)/python tests/gpu/test_transfer.py
 	$(BIN)/python tests/bench/transfer_gpu.py
 
 # uv is needed for this alone: pip can't overrule what packages wrongly declare. Its finder needs to see the CPU build.

@@ -199,6 +199,7 @@ class Gateway:
             self._listening.result()
         if self._following.done():
             self._following.result()
+        self._fleets.check()
 
     async def close(self) -> None:
         """Close the feeds, which ends what replicas generate for this gateway."""

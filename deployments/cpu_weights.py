@@ -20,7 +20,7 @@ from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBa
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 from vllm.utils.torch_utils import set_default_torch_dtype
 
-from deployments.snapshot_loader import WeightKind, not_this_model, open_snapshot
+from deployments.snapshot_weights import WeightKind, not_this_model, open_snapshot
 
 # With adapters enabled, a layer stands inside one of vLLM's that adds the adapters, under this name.
 _WRAPPED = "base_layer."

@@ -69,6 +69,15 @@ class Engine(Protocol):
         """
         ...
 
+    async def prepare_wake(self, snapshot: Path) -> None:
+        """Asleep, begin what a wake from this snapshot would otherwise wait for; harmless where there is nothing.
+
+        Raises:
+            WakeError: the snapshot can't be used.
+            EngineDiedError: the engine ended.
+        """
+        ...
+
     async def wake(self, snapshot: Path | None = None) -> None:
         """Take the weights from the model's snapshot and serve again; harmless when it is awake.
 

@@ -13,16 +13,19 @@ from rapidfuzz import process
 from vllm.config import StructuredOutputsConfig, VllmConfig
 from vllm.engine import arg_utils
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.platforms import current_platform
 
 from deployments.errors import EngineArgumentError
+from deployments.kv_plan import planned_kv_bytes
 from deployments.types import ModelSpec
 
-# Without a size vLLM plans its KV cache for the whole machine, and a second engine no longer fits.
-DEFAULT_CPU_KV_CACHE_BYTES = 512 * 1024 * 1024
+# Either says how large the KV cache is.
+_KV_CACHE_SIZES = {"gpu_memory_utilization", "kv_cache_memory_bytes"}
 
 # By name, since vLLM resolves them in the engine's own processes.
 CPU_EXECUTOR = "deployments.cpu_executor.CpuExecutor"
 CPU_WORKER = "deployments.cpu_worker.SleepingCpuWorker"
+GPU_WORKER_EXTENSION = "deployments.gpu_worker.SleepingGpuWorker"
 # On a CPU vLLM schedules synchronously, so this stands in for the scheduler that it would choose itself.
 CPU_SCHEDULER = "deployments.resuming_scheduler.ResumingScheduler"
 
@@ -39,6 +42,8 @@ _RESERVED = {
     "max_lora_rank": "it is 'lora.max_rank'",
     "trust_remote_code": "code from a model repository is never run",
     "worker_cls": "FlashServe sets it",
+    "worker_extension_cls": "FlashServe sets it",
+    "enable_sleep_mode": "FlashServe sets it",
     "scheduler_cls": "FlashServe sets it",
 }
 
@@ -63,8 +68,14 @@ def engine_args(spec: ModelSpec) -> AsyncEngineArgs:
             "worker_cls": CPU_WORKER,
             "scheduler_cls": CPU_SCHEDULER,
         }
-        if "gpu_memory_utilization" not in spec.engine:
-            values["kv_cache_memory_bytes"] = DEFAULT_CPU_KV_CACHE_BYTES
+        if not _KV_CACHE_SIZES & spec.engine.keys():
+            model = AsyncEngineArgs(**(values | spec.engine)).create_model_config()
+            cache_dtype = spec.engine.get("kv_cache_dtype", "auto")
+            values["kv_cache_memory_bytes"] = planned_kv_bytes(model, spec.concurrency, cache_dtype)
+    else:
+        # A gateway builds the same configuration where there may be no such memory; vLLM would refuse it there.
+        sleeps = current_platform.is_sleep_mode_available()
+        values |= {"worker_extension_cls": GPU_WORKER_EXTENSION, "enable_sleep_mode": sleeps}
     return AsyncEngineArgs(**(values | spec.engine))
 
 

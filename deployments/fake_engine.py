@@ -108,6 +108,9 @@ class FakeEngine:
             self._asleep = True
             await asyncio.sleep(self._sleep_time_s)
 
+    async def prepare_wake(self, snapshot: Path) -> None:
+        """See ``Engine.prepare_wake``: there is nothing to prepare."""
+
     async def wake(self, snapshot: Path | None = None) -> None:
         """See ``Engine.wake``: of a snapshot it only wants to know that there is one."""
         self.check()

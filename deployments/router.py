@@ -28,9 +28,11 @@ class ReplicaRouter(PowerOfTwoChoicesRequestRouter):
         pending_request.routing_context.should_backoff = True
         wanted = [replica for replica in candidate_replicas if _id(replica) == place.get("replica_id")]
         others = [replica for replica in candidate_replicas if _id(replica) != place.get("avoid_id")]
-        if wanted:
+        if wanted and place.get("only"):
             return [wanted]
-        return [random.sample(others, min(2, len(others)))] if others else [candidate_replicas]
+        rest = [replica for replica in others if replica not in wanted] or candidate_replicas
+        # In this order: who is wished for may have all it can take.
+        return [wanted, random.sample(rest, min(2, len(rest)))]
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         """See Serve's router."""

@@ -210,8 +210,19 @@ class StagedEngine:
         if self._snapshot_id is None:
             raise SleepUnsupportedError(self._spec.id, "there is no snapshot to wake it from")
         await self._running().sleep()
+        if self._spec.device == "gpu":
+            # Locked for the device while nobody waits; and what is locked can't go, so it stays held.
+            try:
+                await self.prepare_wake(await self._staged_for_wake())
+            except WakeError as error:
+                logger.warning("the next wake will take longer: %s", error)
+            return
         # It no longer maps the snapshot, which may now go to make room; then the wake brings it back.
         self._release()
+
+    async def prepare_wake(self, snapshot: Path) -> None:
+        """See ``Engine.prepare_wake``."""
+        await self._running().prepare_wake(snapshot)
 
     async def wake(self, snapshot: Path | None = None) -> None:
         """See ``Engine.wake``; without ``snapshot`` it is brought to the fastest tier there is room in."""

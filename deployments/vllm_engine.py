@@ -43,6 +43,7 @@ from deployments.footprint import process_memory_bytes
 from deployments.forked_engine import ForkedEngine, PoolAddress
 from deployments.pooled_start import start_pooled
 from deployments.resumable import check_resumable, end_of
+from deployments.transfer_metrics import count_transfers
 from deployments.types import AdapterRef, Embedding, EmbedRequest, GenerateRequest, ModelSpec, StartReport
 from deployments.wire import LogprobRow, TokenDelta
 
@@ -169,6 +170,12 @@ class VllmEngine:
         async with self._turning:
             await self._sleep()
 
+    async def prepare_wake(self, snapshot: Path) -> None:
+        """See ``Engine.prepare_wake``: on a GPU the worker locks the snapshot's memory, in the background."""
+        if self._spec.device == "gpu":
+            async with self._turning:
+                await self._ask_to_wake("prepare_wake", snapshot)
+
     async def wake(self, snapshot: Path | None = None) -> None:
         """See ``Engine.wake``."""
         async with self._turning:
@@ -212,13 +219,13 @@ class VllmEngine:
         if snapshot is None:
             raise WakeError(self._spec.id, "it does not know its snapshot")
         begin_s = time.perf_counter()
+        stages = await self._ask_to_wake("wake_from", snapshot)
+        count_transfers(self._spec.id, stages)
         try:
-            stages = await llm.collective_rpc("wake_from", args=(str(snapshot),))
             woken_s = time.perf_counter()
             answer = await ask_canary(llm, self._tasks)
         except EngineDeadError as error:
             raise EngineDiedError(self._spec.id) from error
-        # What a worker raises arrives as a plain Exception that quotes it.
         except Exception as error:
             raise WakeError(self._spec.id, str(error)) from error
         if answer != self._canary:
@@ -227,6 +234,16 @@ class VllmEngine:
         end_s = time.perf_counter()
         stages_s = {**stages[0], "canary_s": end_s - woken_s, "all_s": end_s - begin_s}
         logger.info("engine of %s awake: %s", self._spec.id, {key: round(value, 4) for key, value in stages_s.items()})
+
+    async def _ask_to_wake(self, method: str, snapshot: Path) -> list[Any]:
+        """Return what each worker answers."""
+        try:
+            return await self._running().collective_rpc(method, args=(str(snapshot),))
+        except EngineDeadError as error:
+            raise EngineDiedError(self._spec.id) from error
+        # What a worker raises arrives as a plain Exception that quotes it.
+        except Exception as error:
+            raise WakeError(self._spec.id, str(error)) from error
 
     async def memory_bytes(self) -> int:
         """See ``Engine.memory_bytes``; on a CPU the device's memory is the host's."""

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from storage.fingerprint import fingerprint
 from storage.folders import FileInfo, Folder
 from storage.manifest import CHUNK_BYTES, MANIFEST_NAME, Manifest, parse_manifest
 from storage.partial import DirectoryLock
-from storage.promote import CopyPolicy, read_with_retries
+from storage.promote import PIECE_BYTES, CopyPolicy, with_retries
 from storage.remote import open_folder
 from storage.source import REMOTE_SCHEMES, check_layout, model_directory
 
@@ -148,8 +148,13 @@ def _fetch(folder: Folder, infos: list[FileInfo], target: Path) -> None:
 
 
 def _fetch_chunk(folder: Folder, info: FileInfo, start: int, target: Path, policy: CopyPolicy) -> None:
-    content = memoryview(bytearray(min(CHUNK_BYTES, info.size_bytes - start)))
-    read_with_retries(folder, info, start, content, policy)
-    with (target / info.path).open("r+b") as file:
-        file.seek(start)
-        file.write(content)
+    buffer = memoryview(bytearray(PIECE_BYTES))
+    end = min(start + CHUNK_BYTES, info.size_bytes)
+
+    def fetch() -> None:
+        with (target / info.path).open("r+b") as file, closing(folder.read_pieces(info, start, end, buffer)) as pieces:
+            file.seek(start)
+            for piece in pieces:
+                file.write(piece)
+
+    with_retries(folder.url, fetch, policy)

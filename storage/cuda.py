@@ -20,7 +20,10 @@ class CudaDevice:
         self._queues = [torch.cuda.Stream(device) for _ in range(streams)]
 
     def register(self, memory: torch.Tensor) -> None:
-        """See ``Device``. Registered without the read-only flag where the device does not know it."""
+        """See ``Device``. Registered without the read-only flag where the device does not know it.
+
+        A refusal stays behind as this thread's last CUDA error, so ask from a thread of its own (``device_source``).
+        """
         runtime = torch.cuda.cudart()
         with torch.cuda.device(self._device):
             for flags in (_READ_ONLY_FLAG, 0):

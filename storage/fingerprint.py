@@ -53,11 +53,9 @@ def _digest(folder: Folder, file: FileInfo) -> str:
         # Reading everything to name it would cost the download; a remote version names it well enough.
         return hashlib.sha256(f"{folder.url} {file.version}".encode()).hexdigest()
     content = hashlib.sha256()
-    buffer = memoryview(bytearray(min(_BLOCK_BYTES, file.size_bytes)))
-    for start in range(0, file.size_bytes, _BLOCK_BYTES):
-        out = buffer[: min(_BLOCK_BYTES, file.size_bytes - start)]
-        folder.read_into(file, start, out)
-        content.update(out)
+    buffer = memoryview(bytearray(_BLOCK_BYTES))
+    for piece in folder.read_pieces(file, 0, file.size_bytes, buffer):
+        content.update(piece)
     return content.hexdigest()
 
 

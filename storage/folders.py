@@ -6,11 +6,19 @@ Covers: the protocol of such places and the one that is a directory. Others: ``s
 import errno
 import os
 import shutil
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from storage.disk_read import open_ranges
 from storage.errors import RemoteChangedError, RemoteDeniedError, RemoteError, RemoteMissingError
+
+_PIECE_BYTES = 1024 * 1024
+
+# Of a range, in order; to be closed by who stops before the end.
+Pieces = Generator[memoryview, None, None]
 
 
 @dataclass(frozen=True)
@@ -35,12 +43,15 @@ class Folder(Protocol):
         """
         ...
 
-    def read_into(self, file: FileInfo, start: int, out: memoryview) -> None:
-        """Fill ``out`` with the bytes of ``file`` from ``start`` on.
+    def read_pieces(self, file: FileInfo, start: int, end: int, buffer: memoryview) -> Pieces:
+        """Yield the bytes of ``file`` from ``start`` to before ``end``, in order and in pieces.
+
+        Small ones, so that who checks and writes them finds them in the processor's cache. A piece may lie in
+        ``buffer``, and is only good until the next one.
 
         Raises:
             RemoteChangedError: it is not the version that was listed.
-            RemoteError: it can't be read, or ends too early; ``out`` may be partly written.
+            RemoteError: it can't be read, or ends too early.
         """
         ...
 
@@ -57,10 +68,20 @@ class Folder(Protocol):
         ...
 
 
+def read_into(folder: Folder, file: FileInfo, start: int, out: memoryview) -> None:
+    """Fill ``out`` with the bytes of ``file`` from ``start`` on. Raises as ``Folder.read_pieces``."""
+    buffer = memoryview(bytearray(max(1, min(len(out), _PIECE_BYTES))))
+    done = 0
+    with closing(folder.read_pieces(file, start, start + len(out), buffer)) as pieces:
+        for piece in pieces:
+            out[done : done + len(piece)] = piece
+            done += len(piece)
+
+
 def read_whole(folder: Folder, file: FileInfo) -> bytes:
-    """Return a small file. Raises as ``Folder.read_into``."""
+    """Return a small file. Raises as ``Folder.read_pieces``."""
     content = bytearray(file.size_bytes)
-    folder.read_into(file, 0, memoryview(content))
+    read_into(folder, file, 0, memoryview(content))
     return bytes(content)
 
 
@@ -86,25 +107,19 @@ class DirectoryFolder:
                     files.append(self._info(path.relative_to(self._root).as_posix(), path.stat()))
         return sorted(files, key=lambda file: file.path)
 
-    def read_into(self, file: FileInfo, start: int, out: memoryview) -> None:
+    def read_pieces(self, file: FileInfo, start: int, end: int, buffer: memoryview) -> Pieces:
         """See ``Folder``."""
         try:
-            descriptor = os.open(self._root / file.path, os.O_RDONLY)
+            with open_ranges(self._root / file.path) as ranges:
+                if self._info(file.path, os.fstat(ranges.descriptor)) != file:
+                    raise RemoteChangedError(self._where(file.path), "it changed while it was read")
+                for at in range(start, end, len(buffer)):
+                    piece = buffer[: min(len(buffer), end - at)]
+                    if ranges.read(at, piece) < len(piece):
+                        raise RemoteChangedError(self._where(file.path), f"it ends before byte {end}")
+                    yield piece
         except OSError as error:
             raise self._translated(error, file.path) from error
-        try:
-            if self._info(file.path, os.fstat(descriptor)) != file:
-                raise RemoteChangedError(self._where(file.path), "it changed while it was read")
-            done = 0
-            while done < len(out):
-                count = os.preadv(descriptor, [out[done:]], start + done)
-                if count == 0:
-                    raise RemoteChangedError(self._where(file.path), f"it ends before byte {start + len(out)}")
-                done += count
-        except OSError as error:
-            raise self._translated(error, file.path) from error
-        finally:
-            os.close(descriptor)
 
     def write(self, path: str, source: Path) -> None:
         """See ``Folder``."""

@@ -13,7 +13,7 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from storage.errors import RemoteChangedError, RemoteDeniedError, RemoteError, RemoteMissingError, SourceError
-from storage.folders import FileInfo
+from storage.folders import FileInfo, Pieces
 
 _URL = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?/?")
 _TIMEOUT_S = 30.0
@@ -46,26 +46,26 @@ class HubFolder:
         ]
         return sorted(files, key=lambda file: file.path)
 
-    def read_into(self, file: FileInfo, start: int, out: memoryview) -> None:
+    def read_pieces(self, file: FileInfo, start: int, end: int, _buffer: memoryview) -> Pieces:
         """See ``Folder``: one ranged GET."""
-        if not len(out):
+        if end <= start:
             return
         url = hf_hub_url(self._repository, file.path, revision=self._commit, endpoint=self._api.endpoint)
-        headers = build_hf_headers() | {"Range": f"bytes={start}-{start + len(out) - 1}"}
+        headers = build_hf_headers() | {"Range": f"bytes={start}-{end - 1}"}
         with (
             self._translating(file.path),
             get_session().stream("GET", url, headers=headers, follow_redirects=True, timeout=_TIMEOUT_S) as reply,
         ):
             hf_raise_for_status(reply)
-            self._check_range(file, start, len(out), reply)
-            done = 0
+            self._check_range(file, start, end - start, reply)
+            at = start
             for block in reply.iter_raw():
-                if done + len(block) > len(out):
+                if at + len(block) > end:
                     raise RemoteChangedError(self._where(file.path), "it sends more than was asked for")
-                out[done : done + len(block)] = block
-                done += len(block)
-        if done < len(out):
-            raise RemoteError(self._where(file.path), f"the connection ended at byte {start + done}")
+                yield memoryview(block)
+                at += len(block)
+        if at < end:
+            raise RemoteError(self._where(file.path), f"the connection ended at byte {at}")
 
     def write(self, path: str, source: Path) -> None:
         """Raise: publishing to the hub is left to its own tools."""

@@ -1,21 +1,24 @@
 """Copies a snapshot into local tiers, chunk by chunk, several chunks at once, each checked before it counts.
 
-A chunk is read once, straight into the memory of the first target that is memory, and written from there to the others:
-so every tier fills at the pace of the slowest link and none waits for another to be complete. Without such a target
-chunks pass through one buffer a thread. Does not cover: where bytes come from (``folders``, ``s3``, ``hub``) and where
-they end up (``tier``).
+A chunk passes through in pieces that fit the processor's cache: read, added to the checksum, written to every target.
+So each tier fills at the pace of the slowest link, none waits for another to be complete, and the memory of a snapshot
+is written to once; new pages are what costs most. Does not cover: where bytes come from (``folders``, ``s3``, ``hub``)
+and where they end up (``tier``).
 """
 
+import mmap
 import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from dataclasses import dataclass
+from typing import TypeVar
 
 import tenacity
 
-from storage.checksum import chunk_checksum
+from storage.checksum import ChunkChecksum
 from storage.errors import CorruptSnapshotError, RemoteChangedError, RemoteDeniedError, RemoteError, RemoteMissingError
 from storage.folders import FileInfo, Folder
 from storage.manifest import CHUNK_BYTES, FileEntry, Manifest
@@ -24,7 +27,10 @@ from storage.partial import PartialSnapshot
 # One connection rarely fills a network, and more threads than this fight for Python's lock: on two cores eight were a
 # third slower than four.
 DEFAULT_THREADS = max(4, min(16, 2 * (os.cpu_count() or 1)))
+PIECE_BYTES = 1024 * 1024
 _FINAL = (RemoteChangedError, RemoteDeniedError, RemoteMissingError)
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -82,15 +88,21 @@ def verify_files(manifest: Manifest, source: Folder, on_chunk: Callable[[int], o
     copy_snapshot(manifest, source, (), CopyPolicy(threads=4, attempts=1), on_chunk)
 
 
-def checksum_chunks(path: str, read: Callable[[int, memoryview], object], size_bytes: int) -> FileEntry:
-    """Return the manifest's entry of a file, whose bytes ``read(start, out)`` gives."""
-    buffer = memoryview(bytearray(min(CHUNK_BYTES, size_bytes)))
+def checksum_chunks(folder: Folder, info: FileInfo) -> FileEntry:
+    """Return the manifest's entry of a file. Raises RemoteError."""
+    buffer = _buffer()
     checksums = []
-    for start in range(0, size_bytes, CHUNK_BYTES):
-        out = buffer[: min(CHUNK_BYTES, size_bytes - start)]
-        read(start, out)
-        checksums.append(chunk_checksum(out))
-    return FileEntry(path, size_bytes, tuple(checksums))
+    for start in range(0, info.size_bytes, CHUNK_BYTES):
+        checksum = ChunkChecksum()
+        for piece in folder.read_pieces(info, start, min(start + CHUNK_BYTES, info.size_bytes), buffer):
+            checksum.update(piece)
+        checksums.append(checksum.digits())
+    return FileEntry(info.path, info.size_bytes, tuple(checksums))
+
+
+def _buffer() -> memoryview:
+    """Memory for pieces, on a page boundary, as direct reads want it."""
+    return memoryview(mmap.mmap(-1, PIECE_BYTES))
 
 
 class _Copy:
@@ -109,35 +121,35 @@ class _Copy:
 
     def chunk(self, file: FileEntry, info: FileInfo, index: int) -> None:
         start, end = file.chunk_range(index)
-        own, out = self._room(file, start, end)
-        read_with_retries(self._source, info, start, out, self.policy, self._until_s, self.stop)
-        if chunk_checksum(out) != file.chunks[index]:
+        found = with_retries(
+            self._source.url, lambda: self._once(file, info, start, end), self.policy, self._until_s, self.stop
+        )
+        if found != file.chunks[index]:
             raise CorruptSnapshotError(self._source.url, file.path, f"has a wrong checksum from byte {start} on")
-        for target in self._targets:
-            if target is not own:
-                target.write(file, start, out)
         self._on_chunk(end - start)
 
-    def _room(self, file: FileEntry, start: int, end: int) -> tuple[PartialSnapshot | None, memoryview]:
-        for target in self._targets:
-            memory = target.memory(file, start, end)
-            if memory is not None:
-                return target, memory
-        if not hasattr(self._buffers, "chunk"):
-            self._buffers.chunk = memoryview(bytearray(CHUNK_BYTES))
-        return None, self._buffers.chunk[: end - start]
+    def _once(self, file: FileEntry, info: FileInfo, start: int, end: int) -> str:
+        """Bring a chunk over, and return its checksum."""
+        if not hasattr(self._buffers, "piece"):
+            self._buffers.piece = _buffer()
+        checksum = ChunkChecksum()
+        with closing(self._source.read_pieces(info, start, end, self._buffers.piece)) as pieces:
+            for piece in pieces:
+                checksum.update(piece)
+                for target in self._targets:
+                    target.write(file, start, piece)
+                start += len(piece)
+        return checksum.digits()
 
 
-def read_with_retries(  # noqa: PLR0913, PLR0917 - a range, and how patiently
-    source: Folder,
-    info: FileInfo,
-    start: int,
-    out: memoryview,
+def with_retries(
+    url: str,
+    work: Callable[[], Result],
     policy: CopyPolicy,
     until_s: float | None = None,
     stop: threading.Event | None = None,
-) -> None:
-    """Fill ``out`` from a file's ``start`` on, again while that can help, until ``until_s`` of the monotonic clock.
+) -> Result:
+    """Do what reads from ``url``, again while that can help, until ``until_s`` of the monotonic clock.
 
     Raises:
         RemoteError: it can't be read.
@@ -145,12 +157,12 @@ def read_with_retries(  # noqa: PLR0913, PLR0917 - a range, and how patiently
     deadline_s = time.monotonic() + policy.deadline_s if until_s is None else until_s
     stopped = stop or threading.Event()
 
-    def read_once() -> None:
+    def once() -> Result:
         if stopped.is_set():
             raise _Stopped
         if time.monotonic() > deadline_s:
-            raise RemoteError(source.url, f"the copy took longer than {policy.deadline_s:g} s")
-        source.read_into(info, start, out)
+            raise RemoteError(url, f"the copy took longer than {policy.deadline_s:g} s")
+        return work()
 
     def pause(wait_s: float) -> None:
         stopped.wait(min(wait_s, max(0.0, deadline_s - time.monotonic())))
@@ -162,7 +174,7 @@ def read_with_retries(  # noqa: PLR0913, PLR0917 - a range, and how patiently
         sleep=pause,
         reraise=True,
     )
-    retrying(read_once)
+    return retrying(once)
 
 
 def _may_pass(error: BaseException) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.errors import CorruptSnapshotError, ManifestError, RemoteMissingError
-from storage.folders import DirectoryFolder, FileInfo, Folder, read_whole
+from storage.folders import DirectoryFolder, FileInfo, Folder, read_into, read_whole
 from storage.manifest import (
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
@@ -44,7 +44,7 @@ def describe_directory(name: str, origin: Origin, directory: Path) -> Manifest:
 
 def describe_file(folder: Folder, info: FileInfo) -> FileEntry:
     """Return a file's entry. Raises RemoteError."""
-    return checksum_chunks(info.path, lambda start, out: folder.read_into(info, start, out), info.size_bytes)
+    return checksum_chunks(folder, info)
 
 
 def read_header(folder: Folder, info: FileInfo) -> list[TensorEntry]:
@@ -141,5 +141,5 @@ def verify_shape(manifest: Manifest, folder: Folder) -> None:
 
 def _range(folder: Folder, info: FileInfo, start: int, length: int) -> bytes:
     content = bytearray(length)
-    folder.read_into(info, start, memoryview(content))
+    read_into(folder, info, start, memoryview(content))
     return bytes(content)

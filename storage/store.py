@@ -202,7 +202,7 @@ class SnapshotStore:
                 if needed:
                     raise full or TierFullError(wanted[-1], manifest.size_bytes, self._ledger.capacity[wanted[-1]])
                 return
-            await asyncio.to_thread(copy_snapshot, manifest, source, list(partials.values()), self._config.copy)
+            await self._fill(manifest, source, partials, needed=needed)
             for name, partial in partials.items():
                 await asyncio.to_thread(partial.commit)
                 self._ledger.complete(name, manifest.id)
@@ -213,6 +213,22 @@ class SnapshotStore:
                 if not self._ledger.is_whole(name, manifest.id):
                     self._ledger.remove(name, manifest.id)
         self._ledger.measured(origin, manifest.size_bytes / max(1e-6, time.monotonic() - begin_s))
+
+    async def _fill(
+        self, manifest: Manifest, source: Folder, partials: dict[TierName, PartialSnapshot], *, needed: bool
+    ) -> None:
+        """Copy into ``partials``; one that others fill up meanwhile is given up, and taken out."""
+        while partials:
+            try:
+                await asyncio.to_thread(copy_snapshot, manifest, source, list(partials.values()), self._config.copy)
+            except TierFullError as error:
+                full = next((name for name in partials if name == error.tier), None)
+                if full is None or (needed and len(partials) == 1):
+                    raise
+                logger.warning("%s", error)
+                await asyncio.to_thread(partials.pop(full).abandon)
+            else:
+                return
 
     async def _reserve(self, name: TierName, manifest: Manifest) -> bool:
         """Make room and speak for it; false when there is none to be had."""

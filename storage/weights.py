@@ -4,6 +4,7 @@ Files are safetensors with their data on a page boundary, so that a mapping of t
 for direct transfers. Does not cover: which tensors an engine has (``deployments.snapshot_loader``).
 """
 
+import ctypes
 import json
 import mmap
 import struct
@@ -51,7 +52,8 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         for tensor in tensors.values():
             plain = tensor.detach().cpu().contiguous()
             if plain.numel():
-                file.write(memoryview(plain.view(-1).view(torch.uint8).numpy()))
+                # Not through numpy, which a machine with torch need not have.
+                file.write((ctypes.c_char * plain.nbytes).from_address(plain.data_ptr()))
 
 
 def map_tensors(path: Path, entries: Iterable[TensorEntry]) -> dict[str, torch.Tensor]:
@@ -66,9 +68,12 @@ def map_tensors(path: Path, entries: Iterable[TensorEntry]) -> dict[str, torch.T
     memory = map_file(path)
     if any(entry.end > memory.nbytes for entry in entries):
         raise CorruptSnapshotError(str(path.parent), path.name, f"ends after {memory.nbytes} bytes")
-    return {
-        entry.name: memory[entry.start : entry.end].view(_DTYPES[entry.dtype]).view(entry.shape) for entry in entries
-    }
+    return {entry.name: memory[entry.start : entry.end].view(dtype_of(entry)).view(entry.shape) for entry in entries}
+
+
+def dtype_of(entry: TensorEntry) -> torch.dtype:
+    """Return the type of a tensor's elements. Raises KeyError for one that torch has no type for."""
+    return _DTYPES[entry.dtype]
 
 
 def map_file(path: Path, *, shared: bool = False) -> torch.Tensor:

@@ -9,7 +9,6 @@ import argparse
 import json
 import platform
 import statistics
-import struct
 import subprocess
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from safetensors.torch import load_file
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from storage.cuda import CudaDevice
 from storage.errors import DeviceError
-from storage.manifest import TensorEntry
+from storage.snapshot_file import read_entries
 from storage.transfer import Transfer
 from storage.weights import map_file, write_tensors
 
@@ -38,18 +37,6 @@ class UnlockableDevice(CudaDevice):
 
     def register(self, memory: torch.Tensor) -> None:
         raise DeviceError("cuda", f"{memory.nbytes} bytes are not to be locked")
-
-
-def entries_of(path: Path) -> list[TensorEntry]:
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-    return [
-        TensorEntry(
-            name, path.name, entry["dtype"], tuple(entry["shape"]), *(8 + length + at for at in entry["data_offsets"])
-        )
-        for name, entry in header.items()
-    ]
 
 
 def timed(way: Callable[[], object]) -> float:
@@ -76,7 +63,7 @@ def result(name: str, samples: list[float], unit: str, target: float | None = No
 
 def measure(path: Path, rounds: int) -> list[dict]:
     device = torch.device("cuda")
-    memory, entries = map_file(path, shared=True), entries_of(path)
+    memory, entries = map_file(path, shared=True), read_entries(path)
     size_bytes = sum(entry.end - entry.start for entry in entries)
     targets = {entry.name: torch.empty(entry.shape, dtype=torch.bfloat16, device=device) for entry in entries}
     transfers, lock_s = {}, {}

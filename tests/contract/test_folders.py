@@ -16,7 +16,7 @@ from storage.errors import (
     RemoteMissingError,
     SourceError,
 )
-from storage.folders import DirectoryFolder, Folder, read_whole
+from storage.folders import DirectoryFolder, Folder, read_into, read_whole
 from storage.hub import HubFolder
 from storage.remote import open_folder
 from storage.s3 import S3Folder
@@ -102,7 +102,7 @@ def test_it_reads_whole_files_and_ranges(place: Place) -> None:
     files = {file.path: file for file in place.folder.list_files()}
     assert {path: read_whole(place.folder, file) for path, file in files.items()} == FILES
     out = bytearray(1000)
-    place.folder.read_into(files["a/model.safetensors"], 4711, memoryview(out))
+    read_into(place.folder, files["a/model.safetensors"], 4711, memoryview(out))
     assert out == FILES["a/model.safetensors"][4711:5711]
 
 
@@ -110,7 +110,7 @@ def test_a_replaced_file_is_noticed(place: Place) -> None:
     file = next(file for file in place.folder.list_files() if file.path == "a/model.safetensors")
     place.replace(file.path, FILES[file.path] + b"more")
     with pytest.raises(RemoteChangedError, match=r"a/model\.safetensors"):
-        place.folder.read_into(file, 0, memoryview(bytearray(10)))
+        read_into(place.folder, file, 0, memoryview(bytearray(10)))
 
 
 def test_where_nothing_is_nothing_is_listed(place: Place) -> None:
@@ -127,10 +127,31 @@ def test_what_goes_wrong_is_told_apart(far_place: Place, fault: int | str, expec
     file = next(file for file in far_place.folder.list_files() if file.path == "a/model.safetensors")
     far_place.break_next(fault)
     with pytest.raises(RemoteError) as caught:
-        far_place.folder.read_into(file, 0, memoryview(bytearray(5000)))
+        read_into(far_place.folder, file, 0, memoryview(bytearray(5000)))
     assert type(caught.value) is expected
     assert "model.safetensors" in str(caught.value)
     assert read_whole(far_place.folder, file) == FILES[file.path], "the next read is whole again"
+
+
+@pytest.mark.parametrize("status", [301, 307, 400, 501])
+def test_s3_is_asked_otherwise_where_signed_urls_lead_nowhere(tmp_path: Path, status: int) -> None:
+    with s3_place(tmp_path) as place:
+        assert place.break_next is not None
+        file = next(file for file in place.folder.list_files() if file.path == "a/model.safetensors")
+        place.break_next(status)
+        assert read_whole(place.folder, file) == FILES[file.path]
+
+
+def test_s3_behind_a_proxy_is_read_through_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with serve_s3() as behind, serve_s3() as proxy:
+        behind.objects = {"models/file": b"past the proxy"}
+        proxy.objects = {"models/file": b"by the proxy"}
+        monkeypatch.setenv("http_proxy", proxy.url)
+        folder = S3Folder("s3://models", behind.url)
+        (file,) = folder.list_files()
+        assert read_whole(folder, file) == b"by the proxy"
 
 
 def test_nobody_listens(tmp_path: Path) -> None:

@@ -52,23 +52,26 @@ def replicas(*names: str) -> list[Any]:
     return [SimpleNamespace(replica_id=SimpleNamespace(unique_id=name)) for name in names]
 
 
-def pending(place: dict[str, str]) -> Any:
+def pending(place: dict[str, Any]) -> Any:
     context = SimpleNamespace(should_backoff=False)
     return SimpleNamespace(args=[{"stream_id": "s", "place": place}], routing_context=context)
 
 
-async def names_chosen(place: dict[str, str], *there: str) -> set[str]:
+async def ranks(place: dict[str, Any], *there: str) -> list[set[str]]:
+    """Who is asked, those first who are asked first."""
     request = pending(place)
-    [chosen] = await ReplicaRouter.choose_replicas(object.__new__(ReplicaRouter), replicas(*there), request)
+    chosen = await ReplicaRouter.choose_replicas(object.__new__(ReplicaRouter), replicas(*there), request)
     assert request.routing_context.should_backoff, "or Serve would spin while they are full"
-    return {replica.replica_id.unique_id for replica in chosen}
+    return [{replica.replica_id.unique_id for replica in rank} for rank in chosen if rank]
 
 
 async def test_a_wish_is_fulfilled_if_it_can_be() -> None:
-    assert await names_chosen({"replica_id": "b", "avoid_id": "a"}, "a", "b", "c") == {"b"}
-    assert await names_chosen({"replica_id": "gone", "avoid_id": "a"}, "a", "b", "c") == {"b", "c"}
-    assert await names_chosen({"avoid_id": "a"}, "a", "b") == {"b"}
-    assert await names_chosen({"avoid_id": "a"}, "a") == {"a"}
+    assert await ranks({"replica_id": "b", "avoid_id": "a"}, "a", "b", "c") == [{"b"}, {"c"}]
+    assert await ranks({"replica_id": "b", "only": True}, "a", "b", "c") == [{"b"}]
+    assert await ranks({"replica_id": "gone", "only": True}, "a", "b") == [{"a", "b"}]
+    assert await ranks({"replica_id": "gone", "avoid_id": "a"}, "a", "b", "c") == [{"b", "c"}]
+    assert await ranks({"avoid_id": "a"}, "a", "b") == [{"b"}]
+    assert await ranks({"avoid_id": "a"}, "a") == [{"a"}]
 
 
 async def test_a_replica_goes_to_who_asked_for_it_also_among_calls_of_one_request() -> None:

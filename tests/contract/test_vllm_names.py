@@ -1,11 +1,14 @@
 """Names of vLLM's that are not public, each used in one file: these fail clearly when upstream changes."""
 
 import inspect
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import vllm
+from vllm import device_allocator
 from vllm.compilation import decorators
+from vllm.device_allocator import AllocationData, cumem, sleep_mode_backend
 from vllm.distributed.device_communicators.shm_broadcast import MessageQueue, SpinCondition
 from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 from vllm.model_executor.layers import utils as layer_utils
@@ -25,8 +28,10 @@ from vllm.v1.structured_output import StructuredOutputManager
 from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.gpu_input_batch import InputBatch
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+from vllm.v1.worker.gpu_worker import Worker as GpuWorker
 
 import deployments
+from deployments.gpu_worker import SleepingGpuWorker
 from deployments.start_marks import MOMENTS
 
 _VLLM = Path(vllm.__file__).parent
@@ -63,6 +68,24 @@ def test_cpu_worker() -> None:
     assert "self.kv_caches: list[torch.Tensor] = []" in inspect.getsource(GPUModelRunner.__init__)
     assert list(inspect.signature(CPUWorker.load_model).parameters) == ["self", "load_dummy_weights"]
     assert "not supported on CPU" in inspect.getsource(CPUWorker.sleep)  # once it is, ours may go
+
+
+def test_gpu_worker() -> None:
+    """`deployments/gpu_worker.py` stands in vLLM's worker, and tells what a sleep loses, by these."""
+    assert list(inspect.signature(GpuWorker.sleep).parameters) == ["self", "level"]
+    assert list(inspect.signature(GpuWorker.wake_up).parameters) == ["self", "tags"]
+    # An extension may add names, and not replace one.
+    assert not [name for name in vars(SleepingGpuWorker) if name[:2] != "__" and hasattr(GpuWorker, name)]
+    assert 'offload_tags=("weights",) if level == 1 else tuple()' in inspect.getsource(sleep_mode_backend.CuMemBackend)
+    assert 'self._maybe_get_memory_pool_context(tag="weights")' in inspect.getsource(GpuWorker.load_model)
+    assert "self.pointer_to_data[py_d_mem] = AllocationData(" in inspect.getsource(cumem.CuMemAllocator)
+    assert {"handle", "tag"} <= {entry.name for entry in fields(AllocationData)}
+    assert "py_device, py_size_or_aligned_size, py_ptr, py_handle" in inspect.getsource(device_allocator)
+    # What leaves weights on a GPU as they were loaded; all other methods are taken to change them.
+    for method in (UnquantizedLinearMethod, UnquantizedEmbeddingMethod):
+        source = inspect.getsource(method.process_weights_after_loading)
+        statements = [line.strip() for line in source.splitlines() if line.startswith(" " * 8) and line[8] != " "]
+        assert all("is_cpu()" in line or "is_xpu()" in line for line in statements)
 
 
 def test_resuming_scheduler() -> None:

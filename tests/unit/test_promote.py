@@ -15,7 +15,7 @@ from storage.errors import (
     RemoteError,
     RemoteMissingError,
 )
-from storage.folders import DirectoryFolder, FileInfo
+from storage.folders import DirectoryFolder, FileInfo, Pieces
 from storage.manifest import CHUNK_BYTES, Manifest
 from storage.promote import CopyPolicy, copy_snapshot
 from storage.snapshot import verify
@@ -34,16 +34,16 @@ class FaultyFolder(DirectoryFolder):
         self.reads: Counter[tuple[str, int]] = Counter()
         self._lock = threading.Lock()
 
-    def read_into(self, file: FileInfo, start: int, out: memoryview) -> None:
+    def read_pieces(self, file: FileInfo, start: int, end: int, buffer: memoryview) -> Pieces:
         with self._lock:
             self.reads[file.path, start] += 1
             pending = self.faults.get((file.path, start), [])
             error = pending.pop(0) if pending else None
         if error is not None:
             # Half an answer: what was written of it must not survive.
-            out[: len(out) // 2] = b"x" * (len(out) // 2)
+            yield memoryview(b"x" * ((end - start) // 2))
             raise error
-        super().read_into(file, start, out)
+        yield from super().read_pieces(file, start, end, buffer)
 
 
 @pytest.fixture

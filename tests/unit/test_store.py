@@ -21,9 +21,9 @@ from storage.errors import (
     SnapshotMissingError,
     TierFullError,
 )
-from storage.folders import DirectoryFolder, FileInfo, Folder
+from storage.folders import DirectoryFolder, FileInfo, Folder, Pieces
 from storage.lease import LEASES_NAME, Lease, held_leases, hold
-from storage.manifest import MANIFEST_NAME, Manifest
+from storage.manifest import MANIFEST_NAME, FileEntry, Manifest
 from storage.partial import PartialSnapshot
 from storage.promote import CopyPolicy
 from storage.store import SnapshotStore, StoreConfig
@@ -43,12 +43,12 @@ class CountingFolder(DirectoryFolder):
         self.gate.set()
         self.reading = threading.Event()
 
-    def read_into(self, file: FileInfo, start: int, out: memoryview) -> None:
+    def read_pieces(self, file: FileInfo, start: int, end: int, buffer: memoryview) -> Pieces:
         self.reads[file.path] += 1
         if file.path != MANIFEST_NAME:
             self.reading.set()
             assert self.gate.wait(10)
-        super().read_into(file, start, out)
+        yield from super().read_pieces(file, start, end, buffer)
 
 
 @pytest.fixture(scope="module")
@@ -272,6 +272,28 @@ async def test_a_tier_that_others_have_filled_is_left_out(
     place = await store.acquire(manifest.id, DirectoryFolder(directory))
     assert place.tier != full
     assert tiers_of(store, manifest) == [place.tier]
+
+
+async def test_memory_that_others_fill_during_the_copy_is_left_out(
+    config: StoreConfig, published: list[tuple[Manifest, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = PartialSnapshot.write
+
+    def write_unless_full(partial: PartialSnapshot, file: FileEntry, start: int, content: memoryview) -> None:
+        if partial.tier == "dram":
+            raise TierFullError("dram", manifest.size_bytes, 0)
+        write(partial, file, start, content)
+
+    monkeypatch.setattr(PartialSnapshot, "write", write_unless_full)
+    manifest, directory = published[0]
+    store = await started(config)
+    assert (await store.acquire(manifest.id, DirectoryFolder(directory))).tier == "disk"
+    assert tiers_of(store, manifest) == ["disk"]
+    # From disk to memory alone: it stays where it is.
+    assert (await store.acquire(manifest.id)).tier == "disk"
+    assert tiers_of(store, manifest) == ["disk"]
+    monkeypatch.undo()
+    assert (await store.acquire(manifest.id)).tier == "dram"
 
 
 async def test_removal(config: StoreConfig, published: list[tuple[Manifest, Path]]) -> None:

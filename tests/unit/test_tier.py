@@ -1,7 +1,9 @@
 """Local tiers: whole or not there, whatever happens in between; the same for disk and dram."""
 
 import errno
+import itertools
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -91,13 +93,37 @@ def test_a_second_commit_keeps_the_first(tier: LocalTier, made: Path, manifest: 
 def test_no_room_is_said_before_a_byte_is_copied(
     tier: LocalTier, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "posix_fallocate", full)
+    usage = shutil.disk_usage(tier.root)._replace(free=manifest.size_bytes - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(TierFullError, match=f"the {tier.name} tier is full: {manifest.size_bytes} bytes"):
         tier.begin(manifest)
     assert left_behind(tier) == []
+
+
+def full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_disk_sets_its_room_aside_at_once(
+    tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tier = LocalTier("disk", tmp_path / "tier")
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(TierFullError, match=f"the disk tier is full: {manifest.size_bytes} bytes"):
+        tier.begin(manifest)
+    assert left_behind(tier) == []
+
+
+def test_memory_that_others_take_meanwhile_ends_the_copy(
+    tmp_path: Path, made: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tier = LocalTier("dram", tmp_path / "tier")
+    calls = itertools.count()
+    write = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda *asked: full() if next(calls) == 3 else write(*asked))
+    with tier.begin(manifest) as partial, pytest.raises(TierFullError, match="the dram tier is full"):
+        copy_snapshot(manifest, DirectoryFolder(made), [partial], ONCE)
+    assert left_behind(tier) == tier.ids() == []
 
 
 def test_recovery_removes_what_the_dead_left_and_nothing_else(tier: LocalTier, made: Path, manifest: Manifest) -> None:
