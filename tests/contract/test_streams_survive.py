@@ -114,6 +114,15 @@ async def test_tokens_of_a_lost_attempt_that_come_late_are_nobodys(pool: Pool, c
     assert reading.token_ids == {0: reading.whole()}
 
 
+async def test_a_connection_that_breaks_takes_nothing_along(pool: Pool, client: RemoteEngineClient) -> None:
+    reading = await Reading(client).read(at_least=10)
+    pool.replicas[
+        -1
+    ]._feeds.close()  # the tokens that are on their way are lost, and the call returns as if all was well
+    await reading.read()
+    assert reading.token_ids == {0: reading.whole()}
+
+
 async def test_a_stop_string_across_the_break(pool: Pool, client: RemoteEngineClient) -> None:
     undisturbed = await Reading(client, stop=["seven eight"]).read()
     assert undisturbed.finish_reasons == {0: "stop"}
