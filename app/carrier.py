@@ -58,6 +58,8 @@ class SequenceCarrier:
         # Where the next attempt goes, when it is no failure that ends this one.
         self._target: Place | None = None
         self._resumed_at: tuple[float, int] | None = None
+        self._delivered_at_failure = 0
+        self._is_on_trial = False
 
     def take(self, delta: TokenDelta) -> None:
         """Count a delta of the attempt that is under way."""
@@ -65,6 +67,8 @@ class SequenceCarrier:
             asked_s, tokens = self._resumed_at
             self._resumed_at = None
             self._pool.cost = self._pool.cost.measured(tokens, time.monotonic() - asked_s)
+        if delta.token_ids:
+            self._acquit()
         self.delivered += delta.token_ids
         if delta.finish_reason is not None:
             self._ended.set()
@@ -102,9 +106,24 @@ class SequenceCarrier:
             if self._ended.is_set() or (self._target is not None and isinstance(error, asyncio.CancelledError)):
                 return
             wait_s = self._failures.wait_s(error, len(self.delivered) - before)
+            self._delivered_at_failure = len(self.delivered)
             await asyncio.sleep(wait_s)
 
     async def _attempt(self, attempt_id: str) -> None:
+        try:
+            if self._failures.engines_lost and len(self.delivered) == self._delivered_at_failure:
+                await self._pool.trial.acquire()
+                self._is_on_trial = True
+            await self._ask_once(attempt_id)
+        finally:
+            self._acquit()
+
+    def _acquit(self) -> None:
+        if self._is_on_trial:
+            self._is_on_trial = False
+            self._pool.trial.release()
+
+    async def _ask_once(self, attempt_id: str) -> None:
         place, self._target = self._target, None
         ask = self._next_ask(attempt_id, place or self._pool.choose(self._ask, self._pool.cost))
         if self.delivered and place is None:

@@ -34,6 +34,9 @@ class ModelPool:
     choose: Callable[[GenerateRequest, ResumeCost], Place | None] = lambda _ask, _cost: None
     """Returns the replica for a sequence that isn't sent to a certain one; None to leave that to Serve."""
     cost: ResumeCost = field(default_factory=ResumeCost)
+    trial: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by a sequence that may have ended an engine until its next token: one at a time, so that one which does end
+    engines takes no other along that was only there."""
     resumes: int = 0
     moves: int = 0
 
@@ -62,6 +65,11 @@ class FailureCount:
         self._model_id = model_id
         self._pool = pool
         self._history = History()
+
+    @property
+    def engines_lost(self) -> int:
+        """How many engines had ended under it, without a token between them, when it last failed."""
+        return self._history.engines_since_token
 
     def wait_s(self, error: BaseException, delivered: int) -> float:
         """Return how long to wait before the next attempt; ``delivered`` counts the tokens of the failed one.

@@ -164,6 +164,25 @@ async def test_a_request_that_ends_engines_is_stopped_after_two(pool: Pool, clie
     assert sum(not engine._alive for engine in pool.engines) == 2
 
 
+async def test_it_takes_no_others_along(pool: Pool, client: RemoteEngineClient) -> None:
+    class Deadly(FakeEngine):
+        async def generate(self, request: GenerateRequest) -> AsyncIterator[TokenDelta]:
+            count = len(request.get("delivered_token_ids") or ())
+            async for delta in super().generate(request):
+                if request["sampling"]["seed"] == 13 and count == 4:
+                    self.die()
+                    raise EngineDiedError(CHAT_MODEL)
+                count += 1
+                yield delta
+
+    await pool.replace_engines(Deadly)
+    innocent = [Reading(client, seed=seed, temperature=1.0, max_tokens=200) for seed in range(5)]
+    deadly = Reading(client, seed=13, temperature=1.0, max_tokens=200)
+    outcomes = await asyncio.gather(*(reading.read() for reading in [deadly, *innocent]), return_exceptions=True)
+    assert isinstance(outcomes[0], GracefulHTTPError)
+    assert [reading.token_ids for reading in innocent] == [{0: reading.whole(200)} for reading in innocent]
+
+
 async def test_what_an_engine_refuses_is_not_asked_for_again(pool: Pool, client: RemoteEngineClient) -> None:
     class Refusing(FakeEngine):
         async def generate(self, request: GenerateRequest) -> AsyncIterator[TokenDelta]:
