@@ -8,7 +8,7 @@ TORCH := $(shell grep '^torch==' requirements.lock 2>/dev/null)
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 SOURCES := app deployments autoscaler storage tests
 
-.PHONY: help setup models serve serve-s3 test check format lock clean bench-throughput bench-coldstart bench-many-models bench-storage bench-storage-gpu
+.PHONY: help setup models serve serve-s3 test check format lock clean bench-throughput bench-coldstart bench-many-models bench-storage bench-storage-gpu bench-migration bench-partings stress
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -59,6 +59,15 @@ bench-coldstart: models ## first tokens from every degree of cold, beside stock 
 
 bench-many-models: models ## eight models where two fit, beside first come, first served (about twenty minutes)
 	$(BIN)/python tests/bench/many_models.py
+
+bench-migration: models ## gaps that clients feel when streams move or lose their replica (about ten minutes)
+	$(BIN)/python tests/bench/migration.py
+
+bench-partings: models ## how often resumed answers part from undisturbed ones in bfloat16 (a few minutes)
+	$(BIN)/python tests/bench/partings.py
+
+stress: models ## 500 streams under 100 kills and 100 migrations, compared token by token (about half an hour)
+	$(BIN)/python tests/stress/streams.py
 
 bench-storage: models ## how fast snapshots reach host memory and engines, beside the raw limits and others (ten minutes)
 	$(BIN)/python tests/bench/staging.py

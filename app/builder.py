@@ -71,7 +71,14 @@ def build_app(args: dict[str, Any]) -> Application:
 
 def _catalogue(entries: list[Entry], storage: StoreConfig) -> Application:
     catalogue = serve.deployment(
-        Catalogue, name="Models", max_ongoing_requests=_FOLLOWERS, ray_actor_options=_LIGHT, **_HEALTH, **_SHUTDOWN
+        Catalogue,
+        name="Models",
+        max_ongoing_requests=_FOLLOWERS,
+        ray_actor_options=_LIGHT,
+        # It is asked all the time.
+        logging_config={"enable_access_log": False},
+        **_HEALTH,
+        **_SHUTDOWN,
     )
     return catalogue.bind(entries, storage.disk_dir)
 

@@ -7,19 +7,14 @@ whether there is another attempt (``resumption``), how many rounds a move takes 
 
 import asyncio
 import logging
-import random
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
-from app.attempts import as_vllm_error, failure_of, translated
-from app.errors import RequestEndsEnginesError
-from app.migration import ResumeCost, another_round
-from app.resumption import GiveUp, History, RetryLimits, after_failure
+from app.attempts import failure_of
+from app.migration import another_round
+from app.model_pool import FailureCount, ModelPool, is_stopped
 from deployments.errors import FeedError
-from deployments.placements import PLACEMENTS, Placements
-from deployments.types import Embedding, EmbedRequest, GenerateRequest, Place
+from deployments.types import GenerateRequest, Place
 from deployments.wire import MOVE, TokenDelta
 
 # How long a stream waits for its last tokens after the replica said that it has sent them all.
@@ -42,55 +37,6 @@ class Desk(Protocol):
         ...
 
 
-@dataclass
-class ModelPool:
-    """What the sequences of one model have in common: where they are asked for, and what that has cost so far."""
-
-    replicas: Any
-    """A Serve handle."""
-    limits: RetryLimits = field(default_factory=RetryLimits)
-    placements: Placements = PLACEMENTS
-    cost: ResumeCost = field(default_factory=ResumeCost)
-    choose: Callable[[GenerateRequest, ResumeCost], Place | None] = lambda _ask, _cost: None
-    """Returns the replica for a sequence that isn't sent to a certain one; None to leave that to Serve."""
-    resumes: int = 0
-    moves: int = 0
-
-
-class FailureCount:
-    """What one request has been through, and so whether it is asked for again."""
-
-    def __init__(self, model_id: str, limits: RetryLimits) -> None:
-        self._model_id = model_id
-        self._limits = limits
-        self._history = History()
-
-    def wait_s(self, error: BaseException, delivered: int) -> float:
-        """Return how long to wait before the next attempt; ``delivered`` counts the tokens of the failed one.
-
-        Raises:
-            What the client is told, as vLLM's OpenAI classes know it, if there is no next attempt.
-        """
-        failure = failure_of(error)
-        self._history, decision = after_failure(
-            self._history,
-            failure,
-            delivered=delivered,
-            now_s=time.monotonic(),
-            chance=random.random(),  # noqa: S311 - spreads streams, hides nothing
-            limits=self._limits,
-        )
-        if isinstance(decision, GiveUp):
-            if failure != "refused" and self._history.failures > 1:
-                logger.warning("a request for %s is given up (%s): %s", self._model_id, decision.reason, error)
-            if decision.reason == "ends engines":
-                count = self._history.engines_since_token
-                raise as_vllm_error(RequestEndsEnginesError(self._model_id, count)) from error
-            raise translated(error, self._model_id) from error
-        logger.info("%s under a request for %s; again in %.2f s", failure, self._model_id, decision.wait_s)
-        return decision.wait_s
-
-
 class SequenceCarrier:
     """One sequence; one event loop. ``carry`` runs in a task whose cancelling stops the generation."""
 
@@ -104,7 +50,7 @@ class SequenceCarrier:
         self._ask = ask
         self._pool = pool
         self._desk = desk
-        self._failures = FailureCount(ask["model_id"], pool.limits)
+        self._failures = FailureCount(ask["model_id"], pool)
         self._asked = 0
         self._ended = asyncio.Event()
         self._current: asyncio.Task[None] | None = None
@@ -151,12 +97,11 @@ class SequenceCarrier:
         try:
             await self._current
         except (Exception, asyncio.CancelledError) as error:
-            if _is_stopped(error):
+            if is_stopped(error):
                 raise
             if self._ended.is_set() or (self._target is not None and isinstance(error, asyncio.CancelledError)):
                 return
             wait_s = self._failures.wait_s(error, len(self.delivered) - before)
-            self._pool.resumes += 1
             await asyncio.sleep(wait_s)
 
     async def _attempt(self, attempt_id: str) -> None:
@@ -184,6 +129,7 @@ class SequenceCarrier:
         source_id, placements = self.attempt_id, self._pool.placements
         rests = [len(self._ask["prompt_token_ids"]) + len(self.delivered)]
         place: Place = {"avoid_id": placements.replica_of(source_id)}
+        engines_lost = 0
         await placements.another_than(source_id)
         while another_round(rests, self._pool.cost):
             known, begin_s = len(self.delivered), time.monotonic()
@@ -191,7 +137,10 @@ class SequenceCarrier:
                 place = await self._prepare(place)
             except Exception as error:  # noqa: BLE001 - whatever it is, the source goes on
                 logger.warning("a stream of %s is to move and has not: %s", self._ask["model_id"], error)
-                if failure_of(error) == "refused":
+                failure = failure_of(error)
+                engines_lost += failure == "engine died"
+                # It may be the stream that ends engines; where it is, it goes on.
+                if failure == "refused" or engines_lost >= self._pool.limits.max_engines:
                     return
                 await asyncio.sleep(MOVE_AGAIN_S)
                 await placements.another_than(source_id)
@@ -202,7 +151,7 @@ class SequenceCarrier:
             self._target = place
             # Otherwise the source has been lost meanwhile, and this is where to go on.
             if not self._current.done():
-                self._pool.moves += 1
+                self._pool.count_move()
                 self._current.cancel()
 
     async def _prepare(self, place: Place) -> Place:
@@ -244,25 +193,3 @@ class SequenceCarrier:
 
     def __repr__(self) -> str:
         return f"<SequenceCarrier {self.stream_id}, asked {self._asked} times, {len(self.delivered)} tokens>"
-
-
-def _is_stopped(error: BaseException) -> bool:
-    """Tell the cancelling of this task from a replica's, which Serve passes on."""
-    task = asyncio.current_task()
-    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
-
-
-async def embedded(ask: EmbedRequest, pool: ModelPool) -> Embedding:
-    """Return what a replica makes of a prompt, asking again when it is lost. Raises as ``SequenceCarrier.carry``."""
-    failures = FailureCount(ask["model_id"], pool.limits)
-    while True:
-        response = pool.replicas.embed.remote(ask)
-        try:
-            return await response
-        except (Exception, asyncio.CancelledError) as error:
-            if _is_stopped(error):
-                raise
-            wait_s = failures.wait_s(error, delivered=0)
-        finally:
-            response.cancel()
-        await asyncio.sleep(wait_s)

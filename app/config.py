@@ -54,6 +54,9 @@ class ModelConfig(_Section):
     id: str = Field(min_length=1, max_length=256, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")
     source: str = Field(min_length=1, description="directory, s3://bucket/prefix or hf://org/name@revision")
     engine: dict[str, Any] = Field(default_factory=dict, description="vLLM engine arguments")
+    concurrency: int = Field(
+        8, ge=1, description="sequences of 2,048 tokens that the KV cache has room for on a CPU, unless it has a size"
+    )
     lora: LoraConfig | None = None
     openai: OpenAIConfig = OpenAIConfig()
     slo: SloConfig = SloConfig()

@@ -26,10 +26,11 @@ from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
 from vllm.v1.engine.parallel_sampling import ParentRequest
 
-from app.carrier import ModelPool, SequenceCarrier, embedded
+from app.carrier import SequenceCarrier
 from app.core_outputs import core_output
 from app.engineless import EnginelessClient
 from app.keep_alive import SAMPLING_ARGUMENT
+from app.model_pool import ModelPool, embedded
 from app.streams import TokenStreams
 from deployments.types import AdapterRef, EmbedRequest, GenerateRequest
 from deployments.wire import MOVE, TokenDelta

@@ -51,6 +51,11 @@ class Fleet:
         if self._looking is not None:
             self._looking.cancel()
 
+    def check(self) -> None:
+        """Raise what has ended the asking, if anything has."""
+        if self._looking is not None and self._looking.done():
+            self._looking.result()
+
     def hear(self, news: ReplicaNews) -> None:
         """Take what a replica says of itself."""
         self._views.setdefault(news.replica_id, ReplicaView.empty()).hear(news, time.monotonic())
@@ -109,8 +114,7 @@ class Fleet:
 
     def _everywhere(self) -> list[Place]:
         """Return a place for each replica; before any is known, for whichever Serve takes."""
-        places: list[Place] = [{"replica_id": replica_id} for replica_id in sorted(self._there())]
-        return places or [{}]
+        return [_only(replica_id) for replica_id in sorted(self._there())] or [{}]
 
     def _there(self) -> frozenset[str]:
         return self._placements.replica_ids(str(self._replicas.deployment_id))
@@ -132,12 +136,16 @@ class Fleet:
     async def _ask_for_news(self, replica_id: str, reply_to: ReplyTo) -> None:
         try:
             async with asyncio.timeout(STALE_S):
-                await self._replicas.tell_news.remote({"reply_to": reply_to, "place": {"replica_id": replica_id}})
+                await self._replicas.tell_news.remote({"reply_to": reply_to, "place": _only(replica_id)})
         except (TimeoutError, RayError, RayServeException, DeploymentError) as error:
             logger.info("replica %s gives no news: %s", replica_id, error)
 
     def __repr__(self) -> str:
         return f"<Fleet of {len(self._views)} replicas>"
+
+
+def _only(replica_id: str) -> Place:
+    return {"replica_id": replica_id, "only": True}
 
 
 class Fleets:
@@ -162,6 +170,11 @@ class Fleets:
         """See ``Fleet.run``."""
         for fleet in self._fleets.values():
             fleet.run(reply_to)
+
+    def check(self) -> None:
+        """See ``Fleet.check``."""
+        for fleet in self._fleets.values():
+            fleet.check()
 
     def close(self) -> None:
         """See ``Fleet.close``."""

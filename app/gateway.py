@@ -22,7 +22,6 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from app.attempts import translated
-from app.carrier import ModelPool
 from app.catalogue import Entry
 from app.config import AppConfig, parse_model
 from app.engine_client import RemoteEngineClient
@@ -30,10 +29,12 @@ from app.engine_states import UNHEARD_OF
 from app.errors import AppError, InvalidRequestError, ModelNotFoundError
 from app.fleet import Command, Fleets
 from app.metrics import scrape
+from app.model_pool import ModelPool
 from app.model_specs import check_model
 from app.openai_layer import REQUEST_TYPES, OpenAILayer, Operation
 from app.responses import error_answer
 from app.routes import build_http_app
+from app.stream_metrics import StreamMetrics
 from app.streams import TokenStreams
 from deployments.engine_args import engine_config
 from deployments.errors import DeploymentError
@@ -198,6 +199,7 @@ class Gateway:
             self._listening.result()
         if self._following.done():
             self._following.result()
+        self._fleets.check()
 
     async def close(self) -> None:
         """Close the feeds, which ends what replicas generate for this gateway."""
@@ -288,7 +290,7 @@ class Gateway:
             configured.revision,
             config=config,
             supported_tasks=tasks,
-            pool=ModelPool(replicas, choose=self._fleets.of(entry.pool).place_for),
+            pool=ModelPool(replicas, choose=self._fleets.of(entry.pool).place_for, metrics=StreamMetrics(spec.id)),
             streams=self._streams,
             adapters=adapters,
         )

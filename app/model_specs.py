@@ -72,6 +72,7 @@ def _spec(model: ModelConfig, pool: PoolConfig, sources: SourceCache) -> ModelSp
         path=str(source.directory),
         source=source.url if source.is_remote else "",
         engine=model.engine,
+        concurrency=model.concurrency,
         lora_enabled=lora is not None,
         max_loras=lora.max_loras if lora else 1,
         max_lora_rank=lora.max_rank if lora else 16,

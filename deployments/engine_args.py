@@ -16,10 +16,11 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
 
 from deployments.errors import EngineArgumentError
+from deployments.kv_plan import planned_kv_bytes
 from deployments.types import ModelSpec
 
-# Without a size vLLM plans its KV cache for the whole machine, and a second engine no longer fits.
-DEFAULT_CPU_KV_CACHE_BYTES = 512 * 1024 * 1024
+# Either says how large the KV cache is.
+_KV_CACHE_SIZES = {"gpu_memory_utilization", "kv_cache_memory_bytes"}
 
 # By name, since vLLM resolves them in the engine's own processes.
 CPU_EXECUTOR = "deployments.cpu_executor.CpuExecutor"
@@ -67,8 +68,10 @@ def engine_args(spec: ModelSpec) -> AsyncEngineArgs:
             "worker_cls": CPU_WORKER,
             "scheduler_cls": CPU_SCHEDULER,
         }
-        if "gpu_memory_utilization" not in spec.engine:
-            values["kv_cache_memory_bytes"] = DEFAULT_CPU_KV_CACHE_BYTES
+        if not _KV_CACHE_SIZES & spec.engine.keys():
+            model = AsyncEngineArgs(**(values | spec.engine)).create_model_config()
+            cache_dtype = spec.engine.get("kv_cache_dtype", "auto")
+            values["kv_cache_memory_bytes"] = planned_kv_bytes(model, spec.concurrency, cache_dtype)
     else:
         # A gateway builds the same configuration where there may be no such memory; vLLM would refuse it there.
         sleeps = current_platform.is_sleep_mode_available()

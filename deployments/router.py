@@ -8,7 +8,7 @@ import random
 from typing import Any
 
 from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
-from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
+from ray.serve.request_router import PendingRequest, RunningReplica
 
 from deployments.placements import PLACEMENTS
 from deployments.types import Place
@@ -28,9 +28,11 @@ class ReplicaRouter(PowerOfTwoChoicesRequestRouter):
         pending_request.routing_context.should_backoff = True
         wanted = [replica for replica in candidate_replicas if _id(replica) == place.get("replica_id")]
         others = [replica for replica in candidate_replicas if _id(replica) != place.get("avoid_id")]
-        if wanted:
+        if wanted and place.get("only"):
             return [wanted]
-        return [random.sample(others, min(2, len(others)))] if others else [candidate_replicas]
+        rest = [replica for replica in others if replica not in wanted] or candidate_replicas
+        # In this order: who is wished for may have all it can take.
+        return [wanted, random.sample(rest, min(2, len(rest)))]
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         """See Serve's router."""
@@ -45,8 +47,14 @@ class ReplicaRouter(PowerOfTwoChoicesRequestRouter):
             PLACEMENTS.placed(ask["stream_id"], replica_id.unique_id)
 
     def _fulfill_next_pending_request(self, replica: RunningReplica, request_metadata: Any = None) -> None:
-        # Serve's gives the replica to whoever has waited longest, which need not be who asked for this one.
-        RequestRouter._fulfill_next_pending_request(self, replica, request_metadata)  # noqa: SLF001
+        # Serve's own gives the replica to whoever has waited longest, which need not be who asked for this one. Nor
+        # do ids tell: the calls that one request makes share theirs.
+        for pending in self._pending_requests_to_fulfill:
+            if pending.metadata is request_metadata and not pending.future.done():
+                self._record_queue_wait_time(pending)
+                pending.future.set_result(replica)
+                self._remove_pending_request_from_indices(pending)
+                return
 
 
 def _place(pending_request: PendingRequest | None) -> Place | None:

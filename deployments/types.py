@@ -36,6 +36,8 @@ class ModelSpec:
     lora_enabled: bool = False
     max_loras: int = 1
     max_lora_rank: int = 16
+    # Sequences of usual length that its KV cache is to have room for.
+    concurrency: int = 8
     adapters: tuple[AdapterSpec, ...] = ()
     device: Literal["cpu", "gpu"] = "cpu"
     source: str = ""
@@ -70,10 +72,14 @@ class AdapterRef(TypedDict):
 
 
 class Place(TypedDict):
-    """Where a request wants to go, by Serve's ids of replicas; one that isn't there is no reason to fail."""
+    """Where a request wants to go, by Serve's ids of replicas; one that isn't there is no reason to fail.
+
+    With ``only`` it waits for its replica while that has all it can take.
+    """
 
     replica_id: NotRequired[str | None]
     avoid_id: NotRequired[str | None]
+    only: NotRequired[bool]
 
 
 class GenerateRequest(TypedDict):

@@ -6,7 +6,7 @@ go twice through the same engines: once FlashServe's residency decides who is aw
 six asleep; once a dispatcher in front of it serves requests strictly in the order of their arrival, as a server does
 that loads what the next request needs: the head of the line waits for its model, and everybody behind it too.
 
-Usage: python tests/bench/many_models.py [--seconds 300] [--rate 0.7]
+Usage: python tests/bench/many_models.py [--seconds 300] [--rate 0.5]
 """
 
 import argparse
@@ -284,7 +284,7 @@ def results(ours: Outcome, theirs: Outcome, requests: int) -> list[Result]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=300.0)
-    parser.add_argument("--rate", type=float, default=0.7, help="requests a second")
+    parser.add_argument("--rate", type=float, default=0.5, help="requests a second")
     options = parser.parse_args()
     # Short, since the paths of Ray's sockets must be.
     with tempfile.TemporaryDirectory(prefix="fm-", dir="/tmp", ignore_cleanup_errors=True) as directory:

@@ -1,5 +1,6 @@
 """Names of Ray's that are not public, and what is built on them: these fail clearly when upstream changes."""
 
+import asyncio
 import inspect
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,11 @@ def test_router() -> None:
     assert "self._deployment_id = " in inspect.getsource(RequestRouter.__init__)
     chosen = list(inspect.signature(PowerOfTwoChoicesRequestRouter.choose_replicas).parameters)
     assert chosen == ["self", "candidate_replicas", "pending_request"]
-    assert "internal_request_id" in inspect.getsource(RequestRouter._fulfill_next_pending_request)
+    assert "self._pending_requests_to_fulfill" in inspect.getsource(RequestRouter.__init__)
+    fulfil = inspect.getsource(RequestRouter._fulfill_next_pending_request)
+    for step in ("_record_queue_wait_time(", "future.set_result(replica)", "_remove_pending_request_from_indices("):
+        assert step in fulfil
+    assert "request_metadata = pending_request.metadata" in inspect.getsource(RequestRouter._fulfill_pending_requests)
     assert "_active_request_router.on_request_routed(" in inspect.getsource(serve_router)
     assert "routing_context.should_backoff" in inspect.getsource(RequestRouter._choose_replicas_with_backoff)
 
@@ -27,23 +32,39 @@ def replicas(*names: str) -> list[Any]:
     return [SimpleNamespace(replica_id=SimpleNamespace(unique_id=name)) for name in names]
 
 
-def pending(place: dict[str, str]) -> Any:
+def pending(place: dict[str, Any]) -> Any:
     context = SimpleNamespace(should_backoff=False)
     return SimpleNamespace(args=[{"stream_id": "s", "place": place}], routing_context=context)
 
 
-async def names_chosen(place: dict[str, str], *there: str) -> set[str]:
+async def ranks(place: dict[str, Any], *there: str) -> list[set[str]]:
+    """Who is asked, those first who are asked first."""
     request = pending(place)
-    [chosen] = await ReplicaRouter.choose_replicas(object.__new__(ReplicaRouter), replicas(*there), request)
+    chosen = await ReplicaRouter.choose_replicas(object.__new__(ReplicaRouter), replicas(*there), request)
     assert request.routing_context.should_backoff, "or Serve would spin while they are full"
-    return {replica.replica_id.unique_id for replica in chosen}
+    return [{replica.replica_id.unique_id for replica in rank} for rank in chosen if rank]
 
 
 async def test_a_wish_is_fulfilled_if_it_can_be() -> None:
-    assert await names_chosen({"replica_id": "b", "avoid_id": "a"}, "a", "b", "c") == {"b"}
-    assert await names_chosen({"replica_id": "gone", "avoid_id": "a"}, "a", "b", "c") == {"b", "c"}
-    assert await names_chosen({"avoid_id": "a"}, "a", "b") == {"b"}
-    assert await names_chosen({"avoid_id": "a"}, "a") == {"a"}
+    assert await ranks({"replica_id": "b", "avoid_id": "a"}, "a", "b", "c") == [{"b"}, {"c"}]
+    assert await ranks({"replica_id": "b", "only": True}, "a", "b", "c") == [{"b"}]
+    assert await ranks({"replica_id": "gone", "only": True}, "a", "b") == [{"a", "b"}]
+    assert await ranks({"replica_id": "gone", "avoid_id": "a"}, "a", "b", "c") == [{"b", "c"}]
+    assert await ranks({"avoid_id": "a"}, "a", "b") == [{"b"}]
+    assert await ranks({"avoid_id": "a"}, "a") == [{"a"}]
+
+
+async def test_a_replica_goes_to_who_asked_for_it_also_among_calls_of_one_request() -> None:
+    loop = asyncio.get_running_loop()
+    asked = [
+        SimpleNamespace(metadata=SimpleNamespace(internal_request_id="same"), future=loop.create_future()) for _ in "12"
+    ]
+    chooser: Any = object.__new__(ReplicaRouter)
+    chooser._pending_requests_to_fulfill = asked
+    chooser._record_queue_wait_time = chooser._remove_pending_request_from_indices = lambda _: None
+    for pending_request, replica in zip(reversed(asked), replicas("b", "a"), strict=True):
+        chooser._fulfill_next_pending_request(replica, pending_request.metadata)
+    assert [request.future.result().replica_id.unique_id for request in asked] == ["a", "b"]
 
 
 def test_it_says_where_requests_go(monkeypatch: Any) -> None:

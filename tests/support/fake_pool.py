@@ -14,9 +14,9 @@ from ray.exceptions import ActorDiedError
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from app.carrier import ModelPool
 from app.catalogue import Catalogue, Entry
 from app.engine_client import RemoteEngineClient
+from app.model_pool import ModelPool
 from app.resumption import RetryLimits
 from app.streams import TokenStreams
 from deployments.engine_args import engine_config

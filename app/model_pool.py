@@ -1,0 +1,113 @@
+"""What the requests for one model have in common: where they are asked for, what that cost, who is asked for again.
+
+Covers: carrying out what ``resumption`` decides, requests without a stream. Does not cover: streams (``carrier``).
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from app.attempts import as_vllm_error, failure_of, translated
+from app.errors import RequestEndsEnginesError
+from app.migration import ResumeCost
+from app.resumption import GiveUp, History, RetryLimits, after_failure
+from app.stream_metrics import StreamMetrics
+from deployments.placements import PLACEMENTS, Placements
+from deployments.types import Embedding, EmbedRequest, GenerateRequest, Place
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class ModelPool:
+    """What the sequences of one model have in common: where they are asked for, and what that has cost so far."""
+
+    replicas: Any
+    """A Serve handle."""
+    limits: RetryLimits = field(default_factory=RetryLimits)
+    placements: Placements = PLACEMENTS
+    metrics: StreamMetrics | None = None
+    choose: Callable[[GenerateRequest, ResumeCost], Place | None] = lambda _ask, _cost: None
+    """Returns the replica for a sequence that isn't sent to a certain one; None to leave that to Serve."""
+    cost: ResumeCost = field(default_factory=ResumeCost)
+    resumes: int = 0
+    moves: int = 0
+
+    def count_resume(self, failure: str) -> None:
+        """Count an attempt that is followed by another."""
+        self.resumes += 1
+        if self.metrics is not None:
+            self.metrics.resumed(failure)
+
+    def count_move(self) -> None:
+        """Count a hand-over."""
+        self.moves += 1
+        if self.metrics is not None:
+            self.metrics.moved()
+
+    def count_given_up(self, reason: str) -> None:
+        """Count a request that was lost for good."""
+        if self.metrics is not None:
+            self.metrics.given_up(reason)
+
+
+class FailureCount:
+    """What one request has been through, and so whether it is asked for again."""
+
+    def __init__(self, model_id: str, pool: ModelPool) -> None:
+        self._model_id = model_id
+        self._pool = pool
+        self._history = History()
+
+    def wait_s(self, error: BaseException, delivered: int) -> float:
+        """Return how long to wait before the next attempt; ``delivered`` counts the tokens of the failed one.
+
+        Raises:
+            What the client is told, as vLLM's OpenAI classes know it, if there is no next attempt.
+        """
+        failure = failure_of(error)
+        self._history, decision = after_failure(
+            self._history,
+            failure,
+            delivered=delivered,
+            now_s=time.monotonic(),
+            chance=random.random(),  # noqa: S311 - spreads streams, hides nothing
+            limits=self._pool.limits,
+        )
+        if isinstance(decision, GiveUp):
+            if failure != "refused" and self._history.failures > 1:
+                logger.warning("a request for %s is given up (%s): %s", self._model_id, decision.reason, error)
+                self._pool.count_given_up(decision.reason)
+            if decision.reason == "ends engines":
+                count = self._history.engines_since_token
+                raise as_vllm_error(RequestEndsEnginesError(self._model_id, count)) from error
+            raise translated(error, self._model_id) from error
+        logger.info("%s under a request for %s; again in %.2f s", failure, self._model_id, decision.wait_s)
+        self._pool.count_resume(failure)
+        return decision.wait_s
+
+
+async def embedded(ask: EmbedRequest, pool: ModelPool) -> Embedding:
+    """Return what a replica makes of a prompt, asking again when it is lost. Raises as ``SequenceCarrier.carry``."""
+    failures = FailureCount(ask["model_id"], pool)
+    while True:
+        response = pool.replicas.embed.remote(ask)
+        try:
+            return await response
+        except (Exception, asyncio.CancelledError) as error:
+            if is_stopped(error):
+                raise
+            wait_s = failures.wait_s(error, delivered=0)
+        finally:
+            response.cancel()
+        await asyncio.sleep(wait_s)
+
+
+def is_stopped(error: BaseException) -> bool:
+    """Tell the cancelling of this task from a replica's, which Serve passes on."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0

@@ -1,0 +1,273 @@
+"""Streams under random kills of engine cores, workers, replicas and gateways, and under migrations.
+
+Every outcome is compared, piece for piece, with that of the same request undisturbed, in float32. It prints what it
+counted and fails unless nothing was lost, doubled, changed, hung or left behind. Streams of a gateway that is killed
+break, which is what is promised; they are asked for again and counted.
+
+Usage: python tests/stress/streams.py [--streams 500] [--kills 100] [--migrations 100] [--gateway-kills 5]
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import httpx
+import psutil
+from rich.console import Console
+
+from tests.support.conversations import CONVERSATIONS, Outcome, converse
+from tests.support.service import CHAT_MODEL, Service, demo_args, deployed
+
+VICTIMS = ("engine core", "worker", "replica")
+STREAM_TIMEOUT_S = 240.0
+SETTLE_S = 60.0
+SEEDS = 3
+
+
+@dataclass
+class Counts:
+    """What was found; the first five must be zero."""
+
+    lost: int = 0
+    doubled: int = 0
+    changed: int = 0
+    failed: int = 0
+    hung: int = 0
+    left_behind: int = 0
+    equal: int = 0
+    broken_with_their_gateway: int = 0
+    kills: Counter[str] = field(default_factory=Counter)
+    streams_moved: int = 0
+    seconds: float = 0.0
+    faults: list[str] = field(default_factory=list)
+
+    def good(self) -> bool:
+        return not (self.lost or self.doubled or self.changed or self.failed or self.hung or self.left_behind)
+
+    def compare(self, name: str, outcome: Outcome, expected: Outcome) -> None:
+        if outcome == expected:
+            self.equal += 1
+            return
+        if outcome.error is not None:
+            kind = "failed"
+        elif any(len(outcome.written.get(index, "")) < len(text) for index, text in expected.written.items()):
+            kind = "lost"
+        elif any(len(outcome.written.get(index, "")) > len(text) for index, text in expected.written.items()):
+            kind = "doubled"
+        else:
+            kind = "changed"
+        setattr(self, kind, getattr(self, kind) + 1)
+        self.faults.append(f"{name}: {kind}: {outcome.error or outcome.written} instead of {expected.written}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much of everything."""
+
+    streams: int
+    kills: int
+    migrations: int
+    gateway_kills: int = 0
+    at_once: int = 10
+    max_tokens: int = 80
+    seed: int = 0
+    # The third engine in a row that ends sooner than this after its start has its model given up for a while.
+    rest_s: float = 11.0
+
+
+class Stress:
+    """One run against a service that is up."""
+
+    def __init__(self, service: Service, plan: Plan, victims: Sequence[str] = VICTIMS) -> None:
+        self._service = service
+        self._plan = plan
+        self._victims = victims
+        self._random = random.Random(plan.seed)  # noqa: S311
+        self._counts = Counts()
+        self._expected: dict[tuple[str, int], Outcome] = {}
+        self._gateway_kills = 0
+        self._is_gateway_down = False
+        self._engines = len(service.processes("VLLM::Worker"))
+        self._running = 0
+        self._began = asyncio.Event()
+
+    async def run(self) -> Counts:
+        begin_s = time.monotonic()
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+        async with httpx.AsyncClient(base_url=self._service.url, timeout=STREAM_TIMEOUT_S, limits=limits) as http:
+            requests = [(kind, seed) for seed in range(SEEDS) for kind in CONVERSATIONS][: self._plan.streams]
+            outcomes = await asyncio.gather(*(self._ask(http, *request) for request in requests))
+            self._expected = dict(zip(requests, outcomes, strict=True))
+            assert all(outcome.error is None for outcome in outcomes), outcomes
+            disturbing = [asyncio.ensure_future(self._kill_all(http)), asyncio.ensure_future(self._migrate_all(http))]
+            places = asyncio.Semaphore(self._plan.at_once)
+            await asyncio.gather(
+                *(self._stream(http, requests[i % len(requests)], places) for i in range(self._plan.streams))
+            )
+            # Streams may end sooner than everything planned for them has happened.
+            extra = 0
+            while not all(task.done() for task in disturbing):
+                await self._stream(http, requests[extra % len(requests)], places)
+                extra += 1
+            await asyncio.gather(*disturbing)
+            await self._look_for_leftovers(http)
+        self._counts.seconds = time.monotonic() - begin_s
+        return self._counts
+
+    async def _ask(self, http: httpx.AsyncClient, kind: str, seed: int) -> Outcome:
+        return await converse(http, kind, max_tokens=self._plan.max_tokens, seed=seed)
+
+    async def _stream(self, http: httpx.AsyncClient, request: tuple[str, int], places: asyncio.Semaphore) -> None:
+        async with places:
+            while True:
+                gateway_kills, is_gateway_down = self._gateway_kills, self._is_gateway_down
+                self._running += 1
+                self._began.set()
+                try:
+                    async with asyncio.timeout(STREAM_TIMEOUT_S):
+                        outcome = await self._ask(http, *request)
+                except TimeoutError:
+                    self._counts.hung += 1
+                    self._counts.faults.append(f"{request}: no end within {STREAM_TIMEOUT_S:.0f} s")
+                    return
+                except (httpx.HTTPError, json.JSONDecodeError) as error:
+                    outcome = Outcome(error=repr(error))
+                finally:
+                    self._running -= 1
+                is_broken = is_gateway_down or gateway_kills != self._gateway_kills
+                if outcome != self._expected[request] and is_broken:
+                    self._counts.broken_with_their_gateway += 1
+                    await self._healthy(http)
+                    continue
+                self._counts.compare(str(request), outcome, self._expected[request])
+                return
+
+    async def _kill_all(self, http: httpx.AsyncClient) -> None:
+        victims = [self._victims[i % len(self._victims)] for i in range(self._plan.kills)]
+        victims += ["gateway"] * self._plan.gateway_kills
+        self._random.shuffle(victims)
+        for victim in victims:
+            await asyncio.sleep(self._random.uniform(0.2, 1.5))
+            while not self._running:
+                self._began.clear()
+                await self._began.wait()
+            process = self._choose(victim)
+            if process is None:
+                continue
+            if victim == "gateway":
+                self._gateway_kills += 1
+                self._is_gateway_down = True
+            process.kill()
+            self._counts.kills[victim] += 1
+            await self._healthy(http)
+            self._is_gateway_down = False
+
+    def _choose(self, victim: str) -> psutil.Process | None:
+        now_s = time.time()
+        if victim == "gateway":
+            found = self._service.processes("flashserve:Gateway")
+        elif victim == "replica":
+            found = self._service.processes("Engines-default")
+        else:
+            workers = [process for process in self._service.processes("VLLM::Worker") if _age_s(process, now_s)]
+            found = workers if victim == "worker" else [worker.parent() for worker in workers]
+        return self._random.choice(found) if found else None
+
+    async def _healthy(self, http: httpx.AsyncClient) -> None:
+        """Wait until every replica's engine is there again, and old enough to be killed."""
+        deadline_s = time.monotonic() + SETTLE_S
+        while time.monotonic() < deadline_s:
+            workers = self._service.processes("VLLM::Worker")
+            now_s = time.time()
+            if len(workers) >= self._engines and all(_age_s(worker, now_s) > self._plan.rest_s for worker in workers):
+                try:
+                    if (await http.get("/health", timeout=10)).is_success:
+                        return
+                except httpx.HTTPError:
+                    pass
+            await asyncio.sleep(0.3)
+
+    async def _migrate_all(self, http: httpx.AsyncClient) -> None:
+        while self._counts.streams_moved < self._plan.migrations:
+            await asyncio.sleep(self._random.uniform(0.5, 2.0))
+            while not self._running:
+                self._began.clear()
+                await self._began.wait()
+            try:
+                answer = (await http.post("/admin/migrate", json={"model": CHAT_MODEL}, timeout=30)).json()
+            except (httpx.HTTPError, json.JSONDecodeError):
+                continue
+            self._counts.streams_moved += answer.get("moving", 0)
+
+    async def _look_for_leftovers(self, http: httpx.AsyncClient) -> None:
+        deadline_s = time.monotonic() + SETTLE_S
+        while True:
+            left = await self._in_hand(http)
+            if not left or time.monotonic() > deadline_s:
+                break
+            await asyncio.sleep(0.5)
+        self._counts.left_behind = left
+
+    async def _in_hand(self, http: httpx.AsyncClient) -> int:
+        """Sequences that any engine still has, as its replica and vLLM's own metrics say."""
+        models = (await http.get("/admin/models")).json()["models"]
+        in_hand = sum(engine["requests"] + engine["waiting"] for engine in models.values())
+        lines = (await http.get("/metrics")).text.splitlines()
+        living = {str(process.pid) for process in self._service.processes("Engines-default")}
+        # What a killed replica said last stays for a while.
+        gauges = [
+            line
+            for line in lines
+            if line.startswith(("ray_vllm_num_requests_running{", "ray_vllm_num_requests_waiting{"))
+            and any(f'="{pid}"' in line for pid in living)
+        ]
+        return in_hand + sum(int(float(line.rpartition(" ")[2])) for line in gauges)
+
+
+def _age_s(process: psutil.Process, now_s: float) -> float:
+    try:
+        return now_s - process.create_time()
+    except psutil.Error:
+        return 0.0
+
+
+def stress_args(replicas: int) -> dict[str, Any]:
+    args = demo_args(pools=[{"name": "default", "min_replicas": replicas, "max_replicas": replicas}])
+    args["models"] = args["models"][:1]
+    return args
+
+
+def print_counts(counts: Counts, console: Console) -> None:
+    for name, value in asdict(counts).items():
+        if name == "faults":
+            for fault in value:
+                console.print(f"  {fault}", highlight=False, markup=False)
+        else:
+            console.print(f"{name:>28} {dict(value) if isinstance(value, dict) else value}", highlight=False)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("streams", 500), ("kills", 100), ("migrations", 100), ("gateway-kills", 5), ("at-once", 10),
+                          ("max-tokens", 80), ("seed", 0), ("replicas", 2)):  # fmt: skip
+        parser.add_argument(f"--{name}", type=int, default=default)
+    arguments = vars(parser.parse_args())
+    replicas = arguments.pop("replicas")
+    with deployed(stress_args(replicas)) as service:
+        counts = asyncio.run(Stress(service, Plan(**arguments)).run())
+    print_counts(counts, Console())
+    return 0 if counts.good() else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
