@@ -33,7 +33,7 @@ _LIGHT = {"num_cpus": 0, "runtime_env": _ONE_LOOP}
 # Every gateway and replica has one question open with the catalogue.
 _FOLLOWERS = 10_000
 # By name: gateways import it, Serve's controller need not.
-_ROUTER = "deployments.router.ReplicaRouter"
+_ROUTER = "deployments.served_router.ServedReplicaRouter"
 _SHUTDOWN: dict[str, Any] = {"graceful_shutdown_wait_loop_s": 1, "graceful_shutdown_timeout_s": 30}
 
 

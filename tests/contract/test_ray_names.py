@@ -2,13 +2,17 @@
 
 import asyncio
 import inspect
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
 from ray.serve._private import router as serve_router
 from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
+from ray.serve.config import RequestRouterConfig
 from ray.serve.request_router import RequestRouter
 
+from app import builder
 from deployments import router
 from deployments.placements import Placements
 from deployments.router import ReplicaRouter
@@ -26,6 +30,22 @@ def test_router() -> None:
     assert "request_metadata = pending_request.metadata" in inspect.getsource(RequestRouter._fulfill_pending_requests)
     assert "_active_request_router.on_request_routed(" in inspect.getsource(serve_router)
     assert "routing_context.should_backoff" in inspect.getsource(RequestRouter._choose_replicas_with_backoff)
+
+
+def test_the_router_that_serve_makes_shares_the_placements_of_its_process() -> None:
+    """Serve pickles the router's class by value, so what its own module names is copied in every other process."""
+    config = RequestRouterConfig(request_router_class=builder._ROUTER)
+    pickled = config.get_serialized_request_router_cls()
+    subprocess.run([sys.executable, "-c", _SHARES_PLACEMENTS], input=pickled, check=True)
+
+
+_SHARES_PLACEMENTS = """
+import sys
+from ray import cloudpickle
+from deployments.placements import PLACEMENTS
+router = cloudpickle.loads(sys.stdin.buffer.read())
+assert router.update_replicas.__globals__["PLACEMENTS"] is PLACEMENTS
+"""
 
 
 def replicas(*names: str) -> list[Any]:

@@ -9,11 +9,11 @@ import pytest
 import pytest_asyncio
 
 from tests.support.conversations import CONVERSATIONS, Chunks, Outcome, converse
-from tests.support.service import Service
+from tests.support.service import CHAT_MODEL, Service
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-MAX_TOKENS = 96
+MAX_TOKENS = 64
 STREAMED = [kind for kind, (_, body) in CONVERSATIONS.items() if body.get("stream")]
 
 
@@ -64,9 +64,23 @@ async def test_what_is_killed_is_not_noticed(
         for kind in CONVERSATIONS
     ]  # fmt: skip
     async with asyncio.timeout(60):
-        await chunks.at_least(12)
+        await chunks.at_least(10)
     assert not any(call.done() for call in asked), "there must be something to lose"
     VICTIMS[victim](service).kill()
     outcomes = await asyncio.gather(*asked)
     for kind, outcome in zip(CONVERSATIONS, outcomes, strict=True):
         assert outcome == undisturbed[kind], kind
+
+
+async def test_with_one_replica_there_is_nowhere_to_move_to(http: httpx.AsyncClient) -> None:
+    """The gateway knows which replica a stream runs on, and which others there are."""
+    chunks = Chunks(1)
+    order = {"model": CHAT_MODEL}
+    assert (await http.post("/admin/migrate", json=order)).json() == {"moving": 0}, "nothing runs"
+    stream = asyncio.ensure_future(converse(http, "greedy", max_tokens=MAX_TOKENS, on_chunk=chunks.counter(0)))
+    async with asyncio.timeout(60):
+        await chunks.at_least(2)
+    refused = await http.post("/admin/migrate", json=order)
+    assert refused.status_code == 400
+    assert "no other replica" in refused.json()["error"]["message"]
+    assert (await stream).error is None

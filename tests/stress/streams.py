@@ -30,7 +30,10 @@ from tests.support.service import CHAT_MODEL, Service, demo_args, deployed
 
 VICTIMS = ("engine core", "worker", "replica")
 STREAM_TIMEOUT_S = 240.0
+MIGRATION_TRIES = 5
 SETTLE_S = 60.0
+# Ray collects metrics this often.
+METRICS_LAG_S = 12.0
 SEEDS = 3
 
 
@@ -44,10 +47,13 @@ class Counts:
     failed: int = 0
     hung: int = 0
     left_behind: int = 0
+    # With what killed replicas said last, for as long as Ray keeps that.
+    left_in_metrics: int = 0
     equal: int = 0
     broken_with_their_gateway: int = 0
     kills: Counter[str] = field(default_factory=Counter)
-    streams_moved: int = 0
+    moves_asked_for: int = 0
+    moves_done: int = 0
     seconds: float = 0.0
     faults: list[str] = field(default_factory=list)
 
@@ -198,7 +204,9 @@ class Stress:
             await asyncio.sleep(0.3)
 
     async def _migrate_all(self, http: httpx.AsyncClient) -> None:
-        while self._counts.streams_moved < self._plan.migrations:
+        for _ in range(MIGRATION_TRIES * self._plan.migrations):
+            if self._counts.moves_asked_for >= self._plan.migrations:
+                break
             await asyncio.sleep(self._random.uniform(0.5, 2.0))
             while not self._running:
                 self._began.clear()
@@ -207,7 +215,7 @@ class Stress:
                 answer = (await http.post("/admin/migrate", json={"model": CHAT_MODEL}, timeout=30)).json()
             except (httpx.HTTPError, json.JSONDecodeError):
                 continue
-            self._counts.streams_moved += answer.get("moving", 0)
+            self._counts.moves_asked_for += answer.get("moving", 0)
 
     async def _look_for_leftovers(self, http: httpx.AsyncClient) -> None:
         deadline_s = time.monotonic() + SETTLE_S
@@ -217,21 +225,19 @@ class Stress:
                 break
             await asyncio.sleep(0.5)
         self._counts.left_behind = left
+        await asyncio.sleep(METRICS_LAG_S)
+        for name in ("ray_vllm_num_requests_running{", "ray_vllm_num_requests_waiting{"):
+            self._counts.left_in_metrics += int(sum(await self._metric(http, name)))
+        self._counts.moves_done = int(sum(await self._metric(http, "ray_flashserve_stream_moves_total{")))
 
     async def _in_hand(self, http: httpx.AsyncClient) -> int:
-        """Sequences that any engine still has, as its replica and vLLM's own metrics say."""
+        """Sequences that any replica still has, in its engine or waiting for it."""
         models = (await http.get("/admin/models")).json()["models"]
-        in_hand = sum(engine["requests"] + engine["waiting"] for engine in models.values())
+        return sum(engine["requests"] + engine["waiting"] for engine in models.values())
+
+    async def _metric(self, http: httpx.AsyncClient, name: str) -> list[float]:
         lines = (await http.get("/metrics")).text.splitlines()
-        living = {str(process.pid) for process in self._service.processes("Engines-default")}
-        # What a killed replica said last stays for a while.
-        gauges = [
-            line
-            for line in lines
-            if line.startswith(("ray_vllm_num_requests_running{", "ray_vllm_num_requests_waiting{"))
-            and any(f'="{pid}"' in line for pid in living)
-        ]
-        return in_hand + sum(int(float(line.rpartition(" ")[2])) for line in gauges)
+        return [float(line.rpartition(" ")[2]) for line in lines if line.startswith(name)]
 
 
 def _age_s(process: psutil.Process, now_s: float) -> float:
