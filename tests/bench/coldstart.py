@@ -1,10 +1,12 @@
 """Measures how long a first token takes from cold: HTTP request to the first SSE token, nothing else running.
 
 One FlashServe serves SmolLM2 and is brought into each state in turn: awake, asleep, cold beside a warm process pool
-with the snapshot in host memory, with it on disk and the page cache dropped, and with it in S3 at 200 MB/s. Stock vLLM
-answers awake beside it. Then everything from nothing, with the weights in S3 at that speed: FlashServe's service from
-its command on, with a published snapshot, and the stock path, which downloads the checkpoint with boto3 and starts
-vLLM's API server. The targets are in `results`; missing one is a result, not a failure.
+with the snapshot in host memory, with it on disk and the page cache dropped, and with it in S3 at 200 MB/s; and its
+replica is killed, so that Serve starts another, whose first engine comes from the node's process pool. Stock vLLM
+answers awake beside it, and Ray Serve LLM from zero replicas. Then everything from nothing, with the weights in S3 at
+that speed: FlashServe's service from its command on, with a published snapshot, and the stock path, which downloads
+the checkpoint with boto3 and starts vLLM's API server. The targets are in `results`; missing one is a result, not a
+failure.
 
 Usage: python tests/bench/coldstart.py [--rounds 5] [--cold-rounds 3]
 """
@@ -24,6 +26,7 @@ from typing import Any
 
 import boto3
 import httpx
+import psutil
 import yaml
 from coldstart_plot import plot
 from process_tree import freeze, thaw
@@ -35,6 +38,7 @@ from servers import (
     STOP_GRACE_S,
     flashserve_config,
     free_port,
+    ray_llm_command,
     server_environment,
     started,
     stock_command,
@@ -52,6 +56,7 @@ SNAPSHOT_ID_DIGITS = 64
 AWAKE, STOCK_AWAKE = "awake", "stock vLLM, awake"
 ASLEEP, POOL_DRAM, POOL_DISK = "asleep", "process pool, snapshot in dram", "process pool, snapshot on disk"
 POOL_S3 = "process pool, snapshot in S3"
+REPLICA, RAY_ZERO = "new replica, its node warm", "Ray Serve LLM, from zero replicas"
 NOTHING, STOCK = "nothing warm, snapshot in S3", "stock vLLM, checkpoint in S3"
 
 Samples = dict[str, list[float]]
@@ -138,6 +143,16 @@ def supervised(arguments: list[str], work_dir: Path, log_file: Path, **environme
         supervisor.wait()
 
 
+def kill_replica(supervisor_pid: int) -> None:
+    """End the engine replica below the supervisor as a crash does."""
+    [replica] = [
+        process
+        for process in psutil.Process(supervisor_pid).children(recursive=True)
+        if "ServeReplica:flashserve:Engines-" in " ".join(process.cmdline())
+    ]
+    replica.kill()
+
+
 def until_it_answers(url: str, since_s: float) -> float:
     """Seconds from ``since_s`` of the performance counter to a first token, asking again while nobody listens."""
     while time.perf_counter() - since_s < PATIENCE_S:
@@ -212,6 +227,9 @@ def measure_states(work_dir: Path, rounds: int, s3_url: str, samples: Samples, s
                 samples.setdefault(name, []).append(first_token_s(url))
                 if name in {POOL_DRAM, POOL_DISK, POOL_S3}:
                     stages.setdefault(name, []).append(start_stages_s(url))
+            begin_s = time.perf_counter()
+            kill_replica(pid)
+            samples.setdefault(REPLICA, []).append(until_it_answers(url, begin_s))
             freeze(pid)
             with stock.running():
                 first_token_s(stock.base_url)
@@ -238,6 +256,22 @@ def nothing_warm_s(work_dir: Path, s3_url: str) -> float:
     begin_s = time.perf_counter()
     with supervised(arguments, work_dir, work_dir / "flashserve.log", **_CREDENTIALS):
         return until_it_answers(url, begin_s)
+
+
+def ray_llm_from_zero_s(work_dir: Path) -> float:
+    """Ray Serve LLM's first token when there is no replica yet and the checkpoint is on disk."""
+    port = free_port()
+    arguments = ray_llm_command(DEFAULT_MODEL_DIR, port, work_dir, initial_replicas=0)
+    url = f"http://{HOST}:{port}"
+    with supervised(arguments, work_dir, work_dir / "ray-llm.log"):
+        deadline_s = time.perf_counter() + PATIENCE_S
+        while time.perf_counter() < deadline_s:
+            try:
+                if httpx.get(f"{url}/v1/models", timeout=PATIENCE_S).is_success:
+                    break
+            except httpx.HTTPError:
+                time.sleep(0.5)
+        return until_it_answers(url, time.perf_counter())
 
 
 def stock_from_s3_s(work_dir: Path, s3_url: str) -> float:
@@ -269,6 +303,10 @@ def results(samples: Samples) -> list[Result]:
     found.append(
         median_result("process pool from disk, beyond the raw read", [o - r for o, r in pairs], "s", Target(3.0, "max"))
     )
+    if RAY_ZERO in samples:
+        zero_s = sorted(samples[RAY_ZERO])[len(samples[RAY_ZERO]) // 2]
+        ratios = [value / zero_s for value in samples[REPLICA]]
+        found.append(median_result(f"{REPLICA}, of Ray Serve LLM's", ratios, "", None, RAY_ZERO))
     if STOCK in samples:
         stock_s = sorted(samples[STOCK])[len(samples[STOCK]) // 2]
         pairs = zip(samples[NOTHING], samples[STOCK], strict=True)
@@ -302,6 +340,7 @@ def main() -> None:
                 samples.setdefault(NOTHING, []).append(nothing_warm_s(work_dir, s3_url))
             with s3_server(DEFAULT_MODEL_DIR, CAPPED_BYTES_PER_S) as s3_url:
                 samples.setdefault(STOCK, []).append(stock_from_s3_s(work_dir, s3_url))
+            samples.setdefault(RAY_ZERO, []).append(ray_llm_from_zero_s(work_dir))
     report = make_report(NAME, results(samples))
     path = write_report(report)
     plot(samples, stages, RESULTS_DIR / f"{NAME}.png")

@@ -26,6 +26,7 @@ class RayLlmConfig(TypedDict):
     model_dir: str
     engine_args: dict[str, Any]
     max_ongoing_requests: int
+    initial_replicas: int
 
 
 def llm_config(config: RayLlmConfig) -> dict[str, Any]:
@@ -34,7 +35,11 @@ def llm_config(config: RayLlmConfig) -> dict[str, Any]:
         "model_loading_config": {"model_id": config["model_id"], "model_source": config["model_dir"]},
         "engine_kwargs": config["engine_args"],
         "deployment_config": {
-            "autoscaling_config": {"min_replicas": 1, "max_replicas": 1},
+            "autoscaling_config": {
+                "min_replicas": config["initial_replicas"],
+                "initial_replicas": config["initial_replicas"],
+                "max_replicas": 1,
+            },
             "max_ongoing_requests": config["max_ongoing_requests"],
         },
         "accelerator_config": {"kind": "cpu"},

@@ -142,8 +142,8 @@ def stock_command(model_dir: Path, port: int, work_dir: Path) -> list[str]:
     return [*command, "--config", str(arguments)]
 
 
-def ray_llm_command(model_dir: Path, port: int, work_dir: Path) -> list[str]:
-    """Ray Serve LLM's OpenAI application."""
+def ray_llm_command(model_dir: Path, port: int, work_dir: Path, initial_replicas: int = 1) -> list[str]:
+    """Ray Serve LLM's OpenAI application; without replicas at first, it starts one for the first request."""
     config = work_dir / "ray.json"
     settings = {
         "host": HOST,
@@ -155,6 +155,7 @@ def ray_llm_command(model_dir: Path, port: int, work_dir: Path) -> list[str]:
         "model_dir": str(model_dir),
         "engine_args": ENGINE_ARGS,
         "max_ongoing_requests": MAX_ONGOING_REQUESTS,
+        "initial_replicas": initial_replicas,
     }
     config.write_text(json.dumps(settings))
     return [sys.executable, str(BENCH_DIR / "ray_llm_server.py"), str(config)]

@@ -100,6 +100,10 @@ def boto3_download(url: str) -> Path:
     return directory
 
 
+class StreamerFailedError(Exception):
+    """Run:ai's streamer gave up; what it says stands on standard error."""
+
+
 class RunaiStreamer:
     """Run:ai's streamer, where it is installed; see ``runai_stream``."""
 
@@ -118,7 +122,10 @@ class RunaiStreamer:
         assert self._process.stdin is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
-        assert int(self._answer()) >= self._size_bytes
+        answer = self._answer()
+        if not answer:
+            raise StreamerFailedError
+        assert int(answer) >= self._size_bytes
 
     def close(self) -> None:
         self._process.kill()
