@@ -34,7 +34,7 @@ _LIGHT = {"num_cpus": 0, "runtime_env": _ONE_LOOP}
 _FOLLOWERS = 10_000
 # By name: gateways import it, Serve's controller need not.
 _ROUTER = "deployments.served_router.ServedReplicaRouter"
-_SHUTDOWN: dict[str, Any] = {"graceful_shutdown_wait_loop_s": 1, "graceful_shutdown_timeout_s": 30}
+_SHUTDOWN = {"graceful_shutdown_wait_loop_s": 1, "graceful_shutdown_timeout_s": 30}
 
 
 def build_app(args: dict[str, Any]) -> Application:
@@ -58,7 +58,7 @@ def build_app(args: dict[str, Any]) -> Application:
         max_ongoing_requests=config.gateway.max_ongoing_requests,
         ray_actor_options={"num_cpus": config.gateway.num_cpus, "runtime_env": _ONE_LOOP},
         **_HEALTH,
-        **_SHUTDOWN,
+        **_shutdown(config.gateway.drain_s),
     )
     return gateway.bind(
         config=config,
@@ -67,6 +67,10 @@ def build_app(args: dict[str, Any]) -> Application:
         nodes=_nodes(storage, config),
         storage=storage,
     )
+
+
+def _shutdown(drain_s: float) -> dict[str, Any]:
+    return _SHUTDOWN | {"graceful_shutdown_timeout_s": drain_s}
 
 
 def _catalogue(entries: list[Entry], storage: StoreConfig) -> Application:
@@ -106,7 +110,7 @@ def _pool(pool: PoolConfig, catalogue: Application, config: AppConfig, storage: 
         request_router_config=RequestRouterConfig(request_router_class=_ROUTER),
         **scaling,
         **_HEALTH,
-        **(_SHUTDOWN | {"graceful_shutdown_timeout_s": pool.drain_s}),
+        **_shutdown(pool.drain_s),
     )
     budget_bytes = NO_LIMIT_BYTES if pool.device_bytes is None else pool.device_bytes
     limits = Limits(budget_bytes, min_residency_s=MIN_RESIDENCY_S, max_starvation_s=MAX_STARVATION_S)

@@ -95,6 +95,7 @@ class GatewayConfig(_Section):
     num_cpus: float = Field(0, ge=0, description="processors that Ray reserves for a gateway")
     max_ongoing_requests: int = Field(1024, ge=1, description="requests a gateway works on at once")
     max_body_bytes: int = Field(8 * 1024 * 1024, ge=1024, description="larger requests get 413")
+    drain_s: float = Field(30.0, gt=0, description="how long a gateway that leaves lets its connections end")
 
 
 class AdmissionConfig(_Section):
