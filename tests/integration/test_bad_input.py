@@ -4,6 +4,7 @@ import json
 import re
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -29,6 +30,9 @@ from tests.support.bad_requests import (
 from tests.support.service import CHAT_MODEL, EMBEDDING_MODEL, Service
 
 JSON = {"Content-Type": "application/json"}
+# There are more than a thousand of them.
+AT_ONCE = 8
+Answers = dict[str, Future[httpx.Response]]
 CLIENT = httpx.Client(timeout=120)
 LEAKS = re.compile(r"Traceback| at 0x|File \"|site-packages|<path>|(/[\w.-]+){3}|parameter=|\.(py|cc):\d")
 STREAMABLE = [
@@ -101,6 +105,35 @@ def post(service: Service, path: str, body: Any) -> httpx.Response:
     return CLIENT.post(f"{service.url}{path}", content=content, headers=JSON)
 
 
+def under_way(
+    request: pytest.FixtureRequest, threads: ThreadPoolExecutor, service: Service, tests: dict[Any, Any]
+) -> Answers:
+    """Ask what the selected tests ask for, a few at a time; ``tests`` says how path and body follow from a case."""
+    asks = {test.__name__: ask for test, ask in tests.items()}
+    return {
+        item.name: threads.submit(post, service, *asks[item.originalname](**item.callspec.params))
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and item.module == request.module and item.originalname in asks
+    }
+
+
+@pytest.fixture(scope="module")
+def answers(request: pytest.FixtureRequest, service: Service) -> Iterator[Answers]:
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        yield under_way(
+            request,
+            threads,
+            service,
+            {
+                test_the_wrong_field_is_named: lambda case: (case.path, case.body),
+                test_a_stream_that_cannot_begin_has_the_status_too: lambda case: (
+                    case.path,
+                    case.body | {"stream": True},
+                ),
+            },
+        )
+
+
 def check(response: httpx.Response, status: int, param: str | None = None) -> None:
     body = response.json()
     assert set(body) == {"error"}, body
@@ -121,13 +154,15 @@ def case_id(case: Bad) -> str:
 
 
 @pytest.mark.parametrize("case", BAD_REQUESTS, ids=case_id)
-def test_the_wrong_field_is_named(service: Service, case: Bad) -> None:
-    check(post(service, case.path, case.body), case.status, case.param)
+def test_the_wrong_field_is_named(request: pytest.FixtureRequest, answers: Answers, case: Bad) -> None:
+    check(answers[request.node.name].result(), case.status, case.param)
 
 
 @pytest.mark.parametrize("case", STREAMABLE, ids=case_id)
-def test_a_stream_that_cannot_begin_has_the_status_too(service: Service, case: Bad) -> None:
-    check(post(service, case.path, case.body | {"stream": True}), case.status, case.param)
+def test_a_stream_that_cannot_begin_has_the_status_too(
+    request: pytest.FixtureRequest, answers: Answers, case: Bad
+) -> None:
+    check(answers[request.node.name].result(), case.status, case.param)
 
 
 @pytest.mark.parametrize(
@@ -192,9 +227,17 @@ def test_the_official_client_raises_for_embeddings(client: OpenAI) -> None:
     assert caught(openai.BadRequestError, embed, embedding(model=CHAT_MODEL)) == "model"
 
 
-@pytest.mark.usefixtures("_nobody_else_notices")
+@pytest.fixture(scope="module")
+def odd_answers(request: pytest.FixtureRequest, service: Service, _nobody_else_notices: None) -> Iterator[Answers]:
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        yield under_way(
+            request, threads, service, {test_an_odd_request_is_answered_or_refused: lambda path, body: (path, body)}
+        )
+
+
+@pytest.mark.usefixtures("path", "body")
 @pytest.mark.parametrize(("path", "body"), ODD_REQUESTS, ids=lambda value: str(value)[:60])
-def test_an_odd_request_is_answered_or_refused(service: Service, path: str, body: dict[str, Any]) -> None:
-    response = post(service, path, body)
+def test_an_odd_request_is_answered_or_refused(request: pytest.FixtureRequest, odd_answers: Answers) -> None:
+    response = odd_answers[request.node.name].result()
     if response.status_code != 200:
         check(response, 400)
