@@ -81,6 +81,6 @@ async def test_with_one_replica_there_is_nowhere_to_move_to(http: httpx.AsyncCli
     async with asyncio.timeout(60):
         await chunks.at_least(2)
     refused = await http.post("/admin/migrate", json=order)
-    assert refused.status_code == 400
+    assert refused.status_code == 400, refused.text
     assert "no other replica" in refused.json()["error"]["message"]
     assert (await stream).error is None
