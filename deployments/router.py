@@ -39,22 +39,23 @@ class ReplicaRouter(PowerOfTwoChoicesRequestRouter):
         super().update_replicas(replicas)
         PLACEMENTS.replicas(str(self._deployment_id), [_id(replica) for replica in replicas])
 
-    def on_request_routed(self, pending_request: PendingRequest, replica_id: Any, result: Any) -> None:
-        """See Serve's router."""
-        super().on_request_routed(pending_request, replica_id, result)
-        ask = pending_request.args[0] if pending_request.args else None
-        if isinstance(ask, dict) and "stream_id" in ask:
-            PLACEMENTS.placed(ask["stream_id"], replica_id.unique_id)
-
     def _fulfill_next_pending_request(self, replica: RunningReplica, request_metadata: Any = None) -> None:
         # Serve's own gives the replica to whoever has waited longest, which need not be who asked for this one. Nor
         # do ids tell: the calls that one request makes share theirs.
         for pending in self._pending_requests_to_fulfill:
             if pending.metadata is request_metadata and not pending.future.done():
                 self._record_queue_wait_time(pending)
+                # Here and not in ``on_request_routed``: over gRPC that comes with the end of the call.
+                _tell(pending, replica)
                 pending.future.set_result(replica)
                 self._remove_pending_request_from_indices(pending)
                 return
+
+
+def _tell(pending_request: PendingRequest, replica: RunningReplica) -> None:
+    ask = pending_request.args[0] if pending_request.args else None
+    if isinstance(ask, dict) and "stream_id" in ask:
+        PLACEMENTS.placed(ask["stream_id"], _id(replica))
 
 
 def _place(pending_request: PendingRequest | None) -> Place | None:

@@ -74,23 +74,24 @@ async def test_a_wish_is_fulfilled_if_it_can_be() -> None:
     assert await ranks({"avoid_id": "a"}, "a") == [{"a"}]
 
 
-async def test_a_replica_goes_to_who_asked_for_it_also_among_calls_of_one_request() -> None:
+async def test_a_replica_goes_to_who_asked_for_it_also_among_calls_of_one_request(monkeypatch: Any) -> None:
+    placements = Placements()
+    monkeypatch.setattr(router, "PLACEMENTS", placements)
     loop = asyncio.get_running_loop()
     asked = [
-        SimpleNamespace(metadata=SimpleNamespace(internal_request_id="same"), future=loop.create_future()) for _ in "12"
+        SimpleNamespace(
+            metadata=SimpleNamespace(internal_request_id="same"),
+            future=loop.create_future(),
+            args=[{"stream_id": stream_id}],
+        )
+        for stream_id in "12"
     ]
+    for request in asked:
+        placements.watch(request.args[0]["stream_id"], "model", lambda: None)
     chooser: Any = object.__new__(ReplicaRouter)
     chooser._pending_requests_to_fulfill = asked
     chooser._record_queue_wait_time = chooser._remove_pending_request_from_indices = lambda _: None
     for pending_request, replica in zip(reversed(asked), replicas("b", "a"), strict=True):
         chooser._fulfill_next_pending_request(replica, pending_request.metadata)
     assert [request.future.result().replica_id.unique_id for request in asked] == ["a", "b"]
-
-
-def test_it_says_where_requests_go(monkeypatch: Any) -> None:
-    placements = Placements()
-    monkeypatch.setattr(router, "PLACEMENTS", placements)
-    placements.watch("s", "model", lambda: None)
-    replica_id: Any = SimpleNamespace(unique_id="b")
-    ReplicaRouter.on_request_routed(object.__new__(ReplicaRouter), pending({}), replica_id, None)
-    assert placements.replica_of("s") == "b"
+    assert [placements.replica_of(stream_id) for stream_id in "12"] == ["a", "b"]
