@@ -28,6 +28,7 @@ POSTS = [
     "/tokenize",
     "/detokenize",
     "/admin/wake",
+    "/admin/migrate",
     "/admin/sleep",
     "/admin/stop",
     "/admin/migrate",
