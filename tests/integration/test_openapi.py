@@ -28,7 +28,6 @@ POSTS = [
     "/tokenize",
     "/detokenize",
     "/admin/wake",
-    "/admin/migrate",
     "/admin/sleep",
     "/admin/stop",
     "/admin/migrate",
