@@ -20,10 +20,10 @@ EDGES_S = SHORTEST_S * 2.0 ** (np.arange(OCTAVES * BINS_PER_OCTAVE + 1) / BINS_P
 """[bins + 1]: gaps between EDGES_S[i] and EDGES_S[i + 1] fall into bin i; shorter and longer ones into the ends."""
 BINS = len(EDGES_S) - 1
 WIDTHS_S = np.diff(EDGES_S)
-FADE = 0.98
+FADE = 0.995
 FEWEST = 1e-3
 """Gaps that have faded to less are forgotten."""
-PRIOR_GAPS = 3.0
+PRIOR_GAPS = 10.0
 """As many gaps of its own outweigh what a series borrows."""
 
 
@@ -34,13 +34,23 @@ def bin_of(gap_s: float) -> int:
     return min(BINS - 1, int(math.log2(gap_s / SHORTEST_S) * BINS_PER_OCTAVE))
 
 
+KERNEL = np.array([1.0, 2.0, 3.0, 2.0, 1.0]) / 9.0
+"""Spreads a gap over its neighbours: people don't come as punctually as timers."""
+UNSEEN = 0.05
+
+
 @dataclass
 class Gaps:
-    """Gaps between the end of one use and the beginning of the next, counted by length and fading."""
+    """Gaps between the end of one use and the beginning of the next, counted by length and fading.
+
+    ``punctual`` is by how much, in fading logarithms of likelihood, the gaps were foretold better bin by bin than
+    spread over neighbouring bins: the one that has foretold them better lately is believed.
+    """
 
     weights: Floats
     fade: float = FADE
     seen: int = 0
+    punctual: float = 0.0
 
     @classmethod
     def none(cls, fade: float = FADE) -> "Gaps":
@@ -49,9 +59,18 @@ class Gaps:
 
     def add(self, gap_s: float) -> None:
         """Count a gap; those before it weigh less from now on."""
+        index = bin_of(gap_s)
+        low, high = max(0, index - 2), min(BINS, index + 3)
+        spread = float(self.weights[low:high] @ KERNEL[low - index + 2 : high - index + 2])
+        self.punctual *= self.fade
+        self.punctual += math.log((float(self.weights[index]) + UNSEEN) / (spread + UNSEEN))
         self.weights *= self.fade
-        self.weights[bin_of(gap_s)] += 1.0
+        self.weights[index] += 1.0
         self.seen += 1
+
+    def likely(self) -> Floats:
+        """Return the weights as they foretell best."""
+        return self.weights if self.punctual > 0 else np.convolve(self.weights, KERNEL, "same")
 
 
 def hazard_per_s(gaps: Gaps, prior: Gaps | None) -> Floats:
@@ -60,7 +79,7 @@ def hazard_per_s(gaps: Gaps, prior: Gaps | None) -> Floats:
     The actuarial estimate: gaps that end in the bin, over the time that gaps spend in it, those that end there half of
     it. ``prior`` counts as ``PRIOR_GAPS`` gaps.
     """
-    weights = gaps.weights
+    weights = gaps.likely()
     if prior is not None and (total := float(prior.weights.sum())) > 0:
         weights = weights + prior.weights * (PRIOR_GAPS / total)
     reached = np.cumsum(weights[::-1])[::-1]

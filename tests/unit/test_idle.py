@@ -47,7 +47,7 @@ def test_a_timer_is_expected_when_it_is_due_and_not_before() -> None:
 
 def test_old_habits_fade() -> None:
     gaps = Gaps.none()
-    for gap_s in [10.0] * 500 + [1000.0] * 200:
+    for gap_s in [10.0] * 500 + [1000.0] * 800:
         gaps.add(gap_s)
     assert gaps.weights[bin_of(10.0)] < 0.05 * gaps.weights[bin_of(1000.0)]
 
