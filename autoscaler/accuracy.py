@@ -71,6 +71,7 @@ class Accuracy:
         for index, distance in enumerate(self.distances):
             if distance > len(self._pending):
                 continue
+            # Nothing was said in that bucket: an empty list.
             for forecaster, values in enumerate(self._pending[-distance]):
                 said = values[:, distance - 1, :]
                 usable = known & np.isfinite(said).all(axis=1)

@@ -85,7 +85,7 @@ class Ahead:
         known = self._courses.get(level)
         if known is not None and known.surge == surge:
             fresh = now_s - known.at_s < COURSE_S and (seen > YOUNG_GAPS or seen == known.gaps)
-            if seen == known.gaps and seen >= YOUNG_GAPS or fresh:
+            if (seen == known.gaps and seen >= YOUNG_GAPS) or fresh:
                 return known.course
         hazard = self.habits.hazard_per_s(level, self.slots, self.prior, expected)
         reckoned = course(hazard, self.habits.burst(level), self.layers, self.worth)

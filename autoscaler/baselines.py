@@ -58,7 +58,9 @@ class ServePolicy(_Deaf):
             self._target, self._direction = max(1, desired), 0
         else:
             self._apply(desired, now_s)
-        layers = tuple(AWAKE if level < self._target else self.coldest for level in range(max(self._target, len(engines))))
+        layers = tuple(
+            AWAKE if level < self._target else self.coldest for level in range(max(self._target, len(engines)))
+        )
         look_s = now_s + self.interval_s if self._target or ongoing else math.inf
         return Decision(layers, self._target, 0, "Serve's policy", look_s)
 
@@ -138,7 +140,9 @@ class HybridHistogram(KeepAlive):
         ready = begin_s - 1e-6 <= now_s < end_s - 1e-6 or engines[0].starting
         look_s = begin_s if now_s < begin_s - 1e-6 else end_s if now_s < end_s - 1e-6 else math.inf
         layers = (AWAKE if ready else self.coldest, *decision.layers[1:])
-        return Decision(layers, 0, int(ready), "histogram", min(look_s, decision.look_again_s if len(engines) > 1 else look_s))
+        return Decision(
+            layers, 0, int(ready), "histogram", min(look_s, decision.look_again_s if len(engines) > 1 else look_s)
+        )
 
     def _windows(self) -> tuple[float, float | None]:
         """Return how long to stay, and after how long to be back (None: don't leave)."""

@@ -3,8 +3,8 @@
 Covers: the least device-seconds with which no request waits, given that requests go to the lowest engine with a free
 slot. Does not cover: what could be saved by letting some wait.
 
-Each engine works in known intervals. In a gap between two of them it stays awake, or goes at once to some layer and comes
-back just in time, whichever takes least; gaps are independent of each other, so the sum of the least is the least.
+Each engine works in known intervals. In a gap between two of them it stays awake, or goes at once to some layer and
+comes back just in time, whichever takes least; gaps don't touch each other, so the sum of the least is the least.
 ``tests/unit/test_clairvoyant.py`` holds it against trying everything.
 """
 
@@ -34,7 +34,9 @@ def bound_of(arrivals: Arrivals, profile: Profile, slots: int, begin_s: float, e
             spent["busy"] += max(0.0, min(to_s, end_s) - max(from_s, begin_s))
             if from_s >= begin_s:
                 gap_s = from_s - before_s if before_s is not None else float("inf")
-                layer, cost_s = cheapest(min(gap_s, from_s - begin_s) if before_s is not None else gap_s, profile.layers)
+                layer, cost_s = cheapest(
+                    min(gap_s, from_s - begin_s) if before_s is not None else gap_s, profile.layers
+                )
                 spent["idle" if layer == AWAKE else "starting"] += cost_s
                 starts += layer != AWAKE
             before_s = to_s

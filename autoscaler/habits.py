@@ -1,7 +1,7 @@
 """What has been learnt of one series: gaps by level, how long a request takes, how many come at once, how often.
 
-A *level* is the n-th engine that the series needs at a time: level 0 serves what fits one engine, level 1 what is beyond
-it, and so on. Each level is idle and asked for on its own, so each has its own gaps.
+A *level* is the n-th engine that the series needs at a time: level 0 serves what fits one engine, level 1 what is
+beyond it, and so on. Each level is idle and asked for on its own, so each has its own gaps.
 
 Covers: learning, one event at a time. Does not cover: forecasts over the day (``forecast``), deciding (``policy``).
 """

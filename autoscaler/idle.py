@@ -70,7 +70,7 @@ class Gaps:
 
     def likely(self) -> Floats:
         """Return the weights as they foretell best."""
-        return self.weights if self.punctual > 0 else np.convolve(self.weights, KERNEL, "same")
+        return self.weights if self.punctual > 0 else np.convolve(self.weights, KERNEL, "same").astype(np.float64)
 
 
 def hazard_per_s(gaps: Gaps, prior: Gaps | None) -> Floats:

@@ -1,7 +1,7 @@
 """Where an engine can rest, what resting there costs, and how long it takes to serve from there.
 
-Layers after RainbowCake (Yu et al., ASPLOS 2024): each is kept on its own terms. Covers: plain data, and profiles of start
-times that were measured or published. Does not cover: measuring (the stores and engines), choosing (``rest``).
+Layers after RainbowCake (Yu et al., ASPLOS 2024): each is kept on its own terms. Covers: plain data, and profiles of
+start times that were measured or published. Does not cover: measuring (the stores and engines), choosing (``rest``).
 """
 
 from collections.abc import Sequence
@@ -54,7 +54,7 @@ PROFILES: dict[str, Profile] = {
     for profile in (
         _profile(
             "cpu",
-            "bench-coldstart: SmolLM2-135M on two processor cores, times to the first token less those of a warm engine",
+            "bench-coldstart: SmolLM2-135M on two processor cores, times to the first token less a warm engine's",
             [("asleep", 0.38, 0.0), ("dram", 2.47, 0.0)],
         ),
         _profile(

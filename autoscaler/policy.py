@@ -60,7 +60,7 @@ class Decision:
     look_again_s: float = math.inf
 
 
-def decide(
+def decide(  # noqa: PLR0913, PLR0917 - everything a decision depends on
     engines: Sequence[EngineAt], load: Load, layers: Sequence[Layer], course_of: CourseOf, now_s: float, limit: int
 ) -> Decision:
     """Decide where each engine of a series should be; ``engines`` are by level, warmest need first.

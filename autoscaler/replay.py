@@ -1,11 +1,11 @@
-"""Replays arrivals through a policy in virtual time: engines that start, serve, idle, rest; what users wait, what it costs.
+"""Replays arrivals through a policy in virtual time: engines start, serve, idle and rest, users wait, devices cost.
 
 Covers: one series at a time; series don't share devices here, so what is counted is what each needs. Does not cover:
 choosing (the policies), room on a device (``deployments.residency``), generating tokens: a request holds one of an
 engine's slots for the seconds that the trace gives it.
 
-Waiting is *added* waiting: what an engine that is awake and has a free slot would not have cost. A policy is asked when a
-request has to wait, when an engine falls idle and when it asked to be asked; it hears of what has happened and nothing else.
+Waiting is *added* waiting: what an engine that is awake and has a free slot would not have cost. A policy is asked when
+a request has to wait, when an engine falls idle and when it asked to be asked; it hears of nothing that is to come.
 """
 
 import heapq
@@ -94,7 +94,7 @@ def total(outcomes: Iterable[Outcome]) -> Outcome:
     )
 
 
-def replay(
+def replay(  # noqa: PLR0913 - what is replayed, how, and which part counts
     trace: Trace,
     policy_of: PolicyOf,
     profile: Profile,
@@ -273,9 +273,12 @@ class Simulation:
 
     def _account(self, engine: _Engine, now_s: float, *, busy: bool = False) -> None:
         kind: Spent = (
-            "starting" if engine.ready_at_s is not None
-            else "busy" if busy or engine.in_hand
-            else "idle" if engine.layer == AWAKE
+            "starting"
+            if engine.ready_at_s is not None
+            else "busy"
+            if busy or engine.in_hand
+            else "idle"
+            if engine.layer == AWAKE
             else "resting"
         )
         share = 1.0 if kind != "resting" else self.profile.layers[engine.layer].device_share

@@ -1,13 +1,13 @@
 """Where should an idle engine rest, and when should it be awake again? The cheapest course through its layers.
 
-Covers: one engine whose next use is foretold by a hazard (``idle``). Does not cover: demand beyond one engine (``policy``),
-room that many engines share (``plan``).
+Covers: one engine whose next use is foretold by a hazard (``idle``). Does not cover: demand beyond one engine
+(``policy``), room that many engines share (``plan``).
 
 At each age of the quiet the engine rests in one layer. A second there costs that layer's share of a device; being asked
 for there costs the wait until it is ready, at what waiting is worth, and the device meanwhile. Going down is free, going
 up takes the device for as long as it takes. The course of least expected cost follows by backward induction over the
-bins of the hazard (Bellman), so that keep-alive times, prewarming before a timer is due, and giving up where it was missed
-are one rule with one number to set: how many device-seconds a second of waiting is worth.
+bins of the hazard (Bellman), so that keep-alive times, prewarming before a timer is due, and giving up where it was
+missed are one rule with one number to set: how many device-seconds a second of waiting is worth.
 """
 
 import math
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autoscaler.idle import BINS, EDGES_S, WIDTHS_S, bin_of
-from autoscaler.layers import AWAKE, Layer
+from autoscaler.layers import Layer
 from autoscaler.types import Floats
 
 _EDGES_S: list[float] = EDGES_S.tolist()
@@ -61,7 +61,9 @@ def course(hazard: Floats, burst: float, layers: Sequence[Layer], worth: float) 
     asked = [each * (worth * burst + 1.0) for each in ready_s]
     indices = range(len(layers))
     # What it costs to change from one layer to another: the device for the time that is gained by being warmer.
-    change = [[max(0.0, ready_s[here] - ready_s[there]) if there < here else 0.0 for there in indices] for here in indices]
+    change = [
+        [max(0.0, ready_s[here] - ready_s[there]) if there < here else 0.0 for there in indices] for here in indices
+    ]
     ahead = [0.0] * len(layers)
     moves: list[tuple[int, ...]] = []
     for width_s, rate in zip(reversed(_WIDTHS_S), reversed(hazard.tolist()), strict=True):
@@ -77,7 +79,7 @@ def course(hazard: Floats, burst: float, layers: Sequence[Layer], worth: float) 
         for i in indices:
             costs = [here[j] + change[i][j] for j in indices]
             # A tie stays where it is.
-            best.append(min(indices, key=lambda j: (costs[j], j != i)))  # noqa: B023 - used at once
+            best.append(min(indices, key=lambda j: (costs[j], j != i)))
         moves.append(tuple(best))
         ahead = [here[best[i]] + change[i][best[i]] for i in indices]
     return Course(tuple(reversed(moves)), ready_s)

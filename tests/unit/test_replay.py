@@ -22,7 +22,12 @@ COLD = PROFILE.coldest
 POLICIES: dict[str, Callable[[], SeriesPolicy]] = {
     "ours": lambda: Ahead(PROFILE.layers, SLOTS, 20.0),
     "ours, forecasts": lambda: Ahead(
-        PROFILE.layers, SLOTS, 20.0, expected_of=lambda now_s: 0.1 + math.sin(now_s / 500) ** 2, rate_of=lambda _: 0.5, recheck_s=2000.0
+        PROFILE.layers,
+        SLOTS,
+        20.0,
+        expected_of=lambda now_s: 0.1 + math.sin(now_s / 500) ** 2,
+        rate_of=lambda _: 0.5,
+        recheck_s=2000.0,
     ),
     "serve": lambda: ServePolicy(COLD, SLOTS),
     "keep-alive": lambda: KeepAlive(COLD, SLOTS, awake_s=30.0),
