@@ -33,7 +33,7 @@ def run(  # noqa: PLR0913 - the options of a command
 ) -> None:
     """Replay a recorded trace through scaling policies in virtual time."""
     names = policy or list(POLICIES)
-    for name, known in ((profile, PROFILES), *((name, POLICIES) for name in names)):
+    for name, known in ((profile, list(PROFILES)), *((name, list(POLICIES)) for name in names)):
         if name not in known:
             raise typer.BadParameter(f"there is no '{name}'; there are {', '.join(known)}")
     arrivals = read_trace(trace, limit=max_requests)
@@ -80,7 +80,16 @@ def table(title: str, outcomes: dict[str, Outcome]) -> Table:
     """Return the outcomes as a table."""
     shown = Table(box=box.SIMPLE, title=title)
     shown.add_column("policy")
-    for heading in ("added wait p50", "p95", "p99", "within 1 s", "device hours busy", "unused", "starts", "of them ahead"):
+    for heading in (
+        "added wait p50",
+        "p95",
+        "p99",
+        "within 1 s",
+        "device hours busy",
+        "unused",
+        "starts",
+        "of them ahead",
+    ):
         shown.add_column(heading, justify="right")
     for name, outcome in outcomes.items():
         waits = (f"{outcome.wait_s(quantile):.2f}" for quantile in (0.5, 0.95, 0.99))

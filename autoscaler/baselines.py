@@ -80,7 +80,7 @@ class ServePolicy(_Deaf):
 
 @dataclass
 class KeepAlive(_Deaf):
-    """Engines start when a request needs them, and rest after ``awake_s`` idle: then ``(layer, from age)``, in order."""
+    """Engines start when a request needs them, and rest after ``awake_s`` idle, or as ``rests``: (layer, from age)."""
 
     awake_s: float = 600.0
     rests: Sequence[tuple[int, float]] = ()

@@ -1,10 +1,10 @@
 """NeuralProphet, in this file only: one global model over all series, fitted and asked in a process of its own.
 
-Covers: fitting with bounded threads and time, forecasts for all series in one call, versions on disk. Does not cover: when
-to fit, whether to believe it (``accuracy``): it is asked like any other forecaster and used only where it is better.
+Covers: fitting with bounded threads and time, forecasts for all series in one call, versions on disk. Does not cover:
+when to fit, and whether to believe it (``accuracy``): it is judged like any other, and used only where it is better.
 
-Traps of NeuralProphet 0.9: it uses ``numpy.NaN``, which numpy 2 has no more; its search for a learning rate breaks on this
-torch, so one is given.
+Traps of NeuralProphet 0.9: it uses ``numpy.NaN``, which numpy 2 has no more; its search for a learning rate and its way
+to load break on this torch.
 """
 
 import json
@@ -94,7 +94,7 @@ def _answer(answers: Any, work: Any, arguments: tuple[Any, ...]) -> None:
 
 def _library(threads: int) -> Any:
     warnings.simplefilter("ignore")
-    np.NaN = np.nan  # type: ignore[attr-defined]
+    vars(np)["NaN"] = np.nan  # not written as np.NaN, which linters put right
     import neuralprophet  # noqa: PLC0415 - seconds, and only in the process that fits
     import torch  # noqa: PLC0415
 
@@ -166,7 +166,11 @@ def _scales(counts: Floats) -> Floats:
 def _frame(past: Past, scales: Floats) -> Any:
     import pandas as pd  # noqa: PLC0415 - with NeuralProphet
 
-    begin_s = EPOCH_S + past.end_s - past.buckets * past.step_s if past.end_s < EPOCH_S else past.end_s - past.buckets * past.step_s
+    begin_s = (
+        EPOCH_S + past.end_s - past.buckets * past.step_s
+        if past.end_s < EPOCH_S
+        else past.end_s - past.buckets * past.step_s
+    )
     times = pd.to_datetime(begin_s + past.step_s * np.arange(past.buckets), unit="s").round("1s")
     return pd.concat(
         pd.DataFrame({"ID": str(row), "ds": times, "y": past.counts[row] / scales[row]})

@@ -23,7 +23,7 @@ LAYERS_KEPT = 10
 
 @dataclass(frozen=True)
 class Named:
-    """A policy: ``make(setting, gaps of all series)``; ``settings`` are worth trying, ``default`` is what it comes with."""
+    """A policy: ``make(setting, gaps of all series)``; ``settings`` are worth trying, ``default`` is its own."""
 
     make: Callable[[float, Gaps], PolicyOf]
     settings: tuple[float, ...]

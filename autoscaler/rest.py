@@ -3,11 +3,11 @@
 Covers: one engine whose next use is foretold by a hazard (``idle``). Does not cover: demand beyond one engine
 (``policy``), room that many engines share (``plan``).
 
-At each age of the quiet the engine rests in one layer. A second there costs that layer's share of a device; being asked
-for there costs the wait until it is ready, at what waiting is worth, and the device meanwhile. Going down is free, going
-up takes the device for as long as it takes. The course of least expected cost follows by backward induction over the
-bins of the hazard (Bellman), so that keep-alive times, prewarming before a timer is due, and giving up where it was
-missed are one rule with one number to set: how many device-seconds a second of waiting is worth.
+At each age of the quiet the engine rests in one layer. A second there costs that layer's share of a device; being
+asked for there costs the wait until it is ready, at what waiting is worth, and the device meanwhile. Going down is
+free, going up takes the device for as long as it takes. The course of least expected cost follows by backward
+induction over the bins of the hazard (Bellman), so that keep-alive times, prewarming before a timer is due, and giving
+up where it was missed are one rule with one number to set: how many device-seconds a second of waiting is worth.
 """
 
 import math

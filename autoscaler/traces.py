@@ -58,14 +58,17 @@ def read_trace(path: Path, service: Service | None = None, *, thin: int = 1, lim
     try:
         with gzip.open(path, "rt", newline="") if path.suffix == ".gz" else path.open(newline="") as lines:
             reader = csv.DictReader(lines)
-            rows = list(_rows(reader, list(reader.fieldnames or ()), service))
+            columns = list(reader.fieldnames or ())
+            found = _counted(reader, columns, service, thin, limit) if "window_start_s" in columns else None
+            rows = _rows(reader, columns, service) if found is None else found
+            gathered: dict[str, list[tuple[float, float]]] = defaultdict(list)
+            for series, at_s, service_s in rows:
+                gathered[series].append((at_s, service_s))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TraceError(str(path), str(error) or repr(error)) from error
-    found: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for series, at_s, service_s in rows:
-        found[series].append((at_s, service_s))
-    names = sorted(found)[::thin]
-    trace = {name: _arrivals(found[name]) for name in names if limit is None or len(found[name]) <= limit}
+    # Of windows, series were chosen before their requests were drawn.
+    names = sorted(gathered) if found is not None else sorted(gathered)[::thin]
+    trace = {name: _arrivals(gathered[name]) for name in names if limit is None or len(gathered[name]) <= limit}
     if not trace:
         raise TraceError(str(path), "it has no requests")
     return trace
@@ -81,8 +84,6 @@ def _arrivals(rows: list[tuple[float, float]]) -> Arrivals:
 def _rows(reader: "csv.DictReader[str]", columns: list[str], service: Service) -> Iterator[tuple[str, float, float]]:
     if "timestamp_s" in columns:
         return _requests(reader, columns, service)
-    if "window_start_s" in columns:
-        return _windows(reader, columns, service)
     if "minute" in columns:
         return _minutes(reader, columns, service)
     raise ValueError("there is none of the columns timestamp_s, window_start_s, minute")
@@ -103,17 +104,45 @@ def _requests(
         yield "/".join(row[name] for name in names) or "all", float(row["timestamp_s"]), max(taken_s, 0.01)
 
 
-def _windows(reader: "csv.DictReader[str]", columns: list[str], service: Service) -> Iterator[tuple[str, float, float]]:
+def _counted(
+    reader: "csv.DictReader[str]", columns: list[str], service: Service, thin: int, limit: int | None
+) -> Iterator[tuple[str, float, float]]:
+    windows, width_s = _windows(reader, columns)
+    totals = {series: sum(number for _, number, _ in each) for series, each in windows.items()}
+    for series in sorted(windows)[::thin]:
+        if limit is not None and totals[series] > limit:
+            continue
+        for begin_s, number, burstiness in windows[series]:
+            for at_s in _drawn(series, begin_s, width_s, number, burstiness):
+                yield series, at_s, service.fixed_s
+
+
+def read_counts(path: Path) -> tuple[Mapping[str, dict[float, int]], float]:
+    """Return of a trace of windows how many requests each series had by the second its windows began, and their length.
+
+    Raises TraceError.
+    """
+    try:
+        with gzip.open(path, "rt", newline="") if path.suffix == ".gz" else path.open(newline="") as lines:
+            reader = csv.DictReader(lines)
+            windows, width_s = _windows(reader, list(reader.fieldnames or ()))
+    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
+        raise TraceError(str(path), str(error) or repr(error)) from error
+    return {series: {at_s: number for at_s, number, _ in each} for series, each in windows.items()}, width_s
+
+
+def _windows(
+    reader: "csv.DictReader[str]", columns: list[str]
+) -> tuple[dict[str, list[tuple[float, int, float]]], float]:
+    """Return of each series (second the window begins, requests, variation of the gaps), and the windows' length."""
     names = [column for column in SERIES_COLUMNS if column in columns]
     counted = next(column for column in COUNT_COLUMNS if column in columns)
-    rows = list(reader)
-    begins = sorted({float(row["window_start_s"]) for row in rows})
-    width_s = min(np.diff(begins), default=MINUTE_S)
-    for row in rows:
-        series, begin_s = "/".join(row[name] for name in names) or "all", float(row["window_start_s"])
-        burstiness = float(row.get("iat_cv") or 1.0)
-        for at_s in _drawn(series, begin_s, float(width_s), int(float(row[counted])), burstiness):
-            yield series, at_s, service.fixed_s
+    windows: dict[str, list[tuple[float, int, float]]] = defaultdict(list)
+    for row in reader:
+        entry = (float(row["window_start_s"]), int(float(row[counted])), float(row.get("iat_cv") or 1.0))
+        windows["/".join(row[name] for name in names) or "all"].append(entry)
+    begins = sorted({begin_s for each in windows.values() for begin_s, _, _ in each})
+    return windows, float(min(np.diff(begins), default=MINUTE_S))
 
 
 def _minutes(reader: "csv.DictReader[str]", columns: list[str], service: Service) -> Iterator[tuple[str, float, float]]:

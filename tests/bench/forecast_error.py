@@ -1,7 +1,7 @@
 """How well each forecaster forecasts recorded demand: WAPE, pinball loss and coverage, on what it has not seen.
 
-NeuralProphet is fitted once, on the first 65 % of the time; everybody is judged on the rest, with what was known at each
-moment. "chosen" is whom the running comparison (``autoscaler.accuracy``) believed at that moment.
+NeuralProphet is fitted once, on the first 65 % of the time; everybody is judged on the rest, with what was known at
+each moment. "chosen" is whom the running comparison (``autoscaler.accuracy``) believed at that moment.
 
 Usage: python tests/bench/forecast_error.py TRACES
 """
@@ -18,35 +18,41 @@ from report import Result, Target, make_report, print_report, write_report
 from autoscaler import neural
 from autoscaler.accuracy import Accuracy, combine, pinball_loss
 from autoscaler.config import QUANTILES
+from autoscaler.errors import TraceError
 from autoscaler.forecast import LastValue, SeasonalLevel, SeasonalNaive, forecast
 from autoscaler.neural import Shape, fit, predict
-from autoscaler.traces import read_trace
+from autoscaler.traces import read_counts, read_trace
 from autoscaler.types import Floats, Forecast, Past
 
 NAME = "forecast-error"
 STEP_S, STEPS, JUDGE_FROM, EVERY = 600.0, 6, 0.65, 3
-# Trace, every n-th series, requests above which a series is left out, series judged: those with most requests.
+# Trace, how many series are judged: those with most requests.
 TRACES = {
-    "servegen_client_windows": (3, 200_000, 40),
-    "gentd26_requests": (1, None, 12),
-    "nab_tweet_volume_5min": (1, None, 10),
+    "servegen_client_windows": 40,
+    "gentd26_requests": 12,
+    "nab_tweet_volume_5min": 10,
 }
 FIT_TIMEOUT_S = 240.0
 SIMPLE = (LastValue(errors=432), SeasonalNaive(errors=1008), SeasonalLevel(errors=1008))
 CHOSEN, NAIVE = "chosen", SeasonalNaive().name
 
 
-def counts_of(path: Path, thin: int, limit: int | None, most: int) -> Past:
+def counts_of(path: Path, most: int) -> Past:
     """Requests of the busiest series in buckets of STEP_S."""
-    trace = read_trace(path, thin=thin, limit=limit)
-    buckets = int(max(each.at_s[-1] for each in trace.values()) // STEP_S)
+    try:
+        windows, _ = read_counts(path)
+        series = [(np.array(list(each)), np.array(list(each.values()))) for each in windows.values()]
+    except TraceError:
+        series = [(each.at_s, np.ones(len(each.at_s))) for each in read_trace(path).values()]
+    buckets = int(max(at_s.max() for at_s, _ in series) // STEP_S)
     edges = np.arange(buckets + 1) * STEP_S
-    series = sorted(trace.values(), key=lambda each: -len(each.at_s))[:most]
-    return Past(np.array([np.histogram(each.at_s, edges)[0] for each in series], float), STEP_S, buckets * STEP_S)
+    series = sorted(series, key=lambda each: -each[1].sum())[:most]
+    counts = [np.histogram(at_s, edges, weights=numbers)[0] for at_s, numbers in series]
+    return Past(np.array(counts, float), STEP_S, buckets * STEP_S)
 
 
 def judge(past: Past) -> tuple[dict[str, Floats], Floats, float]:
-    """Returns what each said, [judged, series, steps, quantiles], what came, [judged, series, steps], seconds of fit."""
+    """What each said, [judged, series, steps, quantiles], what came, [judged, series, steps], and seconds of fit."""
     begin = int(past.buckets * JUDGE_FROM)
     began_s = time.monotonic()
     with tempfile.TemporaryDirectory() as directory:
@@ -80,8 +86,8 @@ def main() -> int:
     parser.add_argument("traces", type=Path, help="directory of the traces")
     traces = parser.parse_args().traces
     found, notes = [], []
-    for trace, (thin, limit, most) in TRACES.items():
-        past = counts_of(traces / f"{trace}.csv.gz", thin, limit, most)
+    for trace, most in TRACES.items():
+        past = counts_of(traces / f"{trace}.csv.gz", most)
         said, came, fitted_s = judge(past)
         losses = {}
         for name, values in said.items():
@@ -100,10 +106,14 @@ def main() -> int:
             notes.append(f"{trace}, {name}: had an opinion on {better:.0%}")
         others = min(losses[name] for name in losses if name != CHOSEN)
         ratio = losses[CHOSEN] / others
-        found.append(Result(f"{trace}: chosen, of the best", ratio, "ratio", (ratio,), Target(1.02, "max"), "pinball loss"))
+        found.append(
+            Result(f"{trace}: chosen, of the best", ratio, "ratio", (ratio,), Target(1.02, "max"), "pinball loss")
+        )
         naive = losses[CHOSEN] / losses[NAIVE]
         found.append(Result(f"{trace}: chosen, of seasonal naive", naive, "ratio", (naive,), Target(1.0, "max"), NAIVE))
-        notes.append(f"{trace}: {len(past.counts)} series of {past.buckets} buckets, NeuralProphet fitted in {fitted_s:.0f} s")
+        notes.append(
+            f"{trace}: {len(past.counts)} series of {past.buckets} buckets, NeuralProphet fitted in {fitted_s:.0f} s"
+        )
     report = make_report(NAME, found, notes)
     write_report(report)
     print_report(report)
