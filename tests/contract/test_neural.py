@@ -10,7 +10,7 @@ from autoscaler.neural import Shape, fit, predict
 from autoscaler.types import Past
 
 STEP_S, DAY = 3600.0, 24
-SHAPE = Shape(lags=6, steps=3, epochs=15, batch=64)
+SHAPE = Shape(lags=6, steps=3, epochs=40, batch=32)
 
 
 @pytest.fixture(scope="module")
