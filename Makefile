@@ -70,7 +70,8 @@ stress: models ## 500 streams under 100 kills and 100 migrations, compared token
 	$(BIN)/python tests/stress/streams.py
 
 TRACES ?= traces
-bench-forecast: setup ## every scaling policy on recorded traces, TRACES=directory (about a quarter of an hour)
+bench-forecast: setup ## forecasters and scaling policies on recorded traces, TRACES=directory (about half an hour)
+	$(BIN)/python tests/bench/forecast_error.py $(TRACES)
 	$(BIN)/python tests/bench/forecast.py $(TRACES)
 
 bench-storage: setup ## how fast snapshots reach host memory, beside the raw limits and boto3 (a few minutes)

@@ -12,7 +12,7 @@ Usage: python tests/bench/forecast.py TRACES [--profiles gpu-7b-s3,gpu-7b] [--on
 import argparse
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -67,11 +67,14 @@ def main() -> int:
                 notes.append(
                     f"{name}, {profile.name}: {len(trace)} series, {requests} requests, late at most {allowed:.1%}"
                 )
+                for line in remarks({(name, profile.name): judged[name, profile.name]}):
+                    progress.console.print(f"- {line}", highlight=False)
                 progress.advance(task)
     report = make_report(NAME, list(results(judged)), [*notes, *remarks(judged)])
     write_report(report)
     plot(judged, RESULTS_DIR / f"{NAME}.png")
-    print_report(report)
+    # The remarks were printed as they came.
+    print_report(replace(report, notes=tuple(notes)))
     return 0
 
 
