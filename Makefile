@@ -8,7 +8,7 @@ TORCH := $(shell grep '^torch==' requirements.lock 2>/dev/null)
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 SOURCES := app deployments autoscaler storage tests
 
-.PHONY: help setup models serve serve-s3 test check format lock clean bench-throughput bench-coldstart bench-many-models bench-storage bench-storage-gpu bench-migration bench-partings stress
+.PHONY: help setup models serve serve-s3 test check format lock clean bench-throughput bench-coldstart bench-many-models bench-storage bench-storage-gpu bench-migration bench-partings bench-forecast stress
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -68,6 +68,11 @@ bench-partings: models ## how often resumed answers part from undisturbed ones i
 
 stress: models ## 500 streams under 100 kills and 100 migrations, compared token by token (about half an hour)
 	$(BIN)/python tests/stress/streams.py
+
+TRACES ?= traces
+bench-forecast: setup ## forecasters and scaling policies on recorded traces, TRACES=directory (about half an hour)
+	$(BIN)/python tests/bench/forecast_error.py $(TRACES)
+	$(BIN)/python tests/bench/forecast.py $(TRACES)
 
 bench-storage: models ## how fast snapshots reach host memory and engines, beside the raw limits and others (ten minutes)
 	$(BIN)/python tests/bench/staging.py

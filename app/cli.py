@@ -6,9 +6,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from app import admin_cli
+from app import admin_cli, replay_cli
 from app.errors import AppError
 from app.snapshot_cli import cli as snapshot_cli
+from autoscaler.errors import AutoscalerError
 from deployments.errors import DeploymentError
 from storage.errors import StorageError
 
@@ -21,6 +22,7 @@ cli.command()(admin_cli.sleep)
 cli.command()(admin_cli.stop)
 cli.command()(admin_cli.migrate)
 cli.command()(admin_cli.tiers)
+cli.command(name="replay")(replay_cli.run)
 console = Console()
 
 ConfigFile = Annotated[Path, typer.Argument(help="Serve config file that names app.builder:build_app")]
@@ -58,7 +60,7 @@ def main() -> None:
     """Run the command line; an error of ours is one message on standard error and status 1."""
     try:
         cli()
-    except (AppError, DeploymentError, StorageError) as error:
+    except (AppError, AutoscalerError, DeploymentError, StorageError) as error:
         Console(stderr=True).print(f"flashserve: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
         raise SystemExit(1) from None
 

@@ -1,1 +1,1 @@
-"""Scaling decisions. Today Serve's own request-based policy scales the pools; forecasts come here."""
+"""Arrival history, forecasts of it, and the decisions taken ahead of demand. Imports nothing of the other packages."""

@@ -7,6 +7,7 @@ from http import HTTPStatus
 import pytest
 
 import app.errors
+import autoscaler.errors
 import deployments.errors
 import storage.errors
 
@@ -15,7 +16,7 @@ _VALUES = {"str": "x", "int": 7, "str | None": None, "tuple[str, ...]": ("a", "b
 
 def _all() -> list[Exception]:
     made = []
-    for module in (app.errors, deployments.errors, storage.errors):
+    for module in (app.errors, autoscaler.errors, deployments.errors, storage.errors):
         for _, kind in inspect.getmembers(module, inspect.isclass):
             if kind.__module__ == module.__name__ and issubclass(kind, Exception):
                 if "__init__" not in vars(kind):

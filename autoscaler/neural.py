@@ -1,0 +1,178 @@
+"""NeuralProphet, in this file only: one global model over all series, fitted and asked in a process of its own.
+
+Covers: fitting with bounded threads and time, forecasts for all series in one call, versions on disk. Does not cover:
+when to fit, and whether to believe it (``accuracy``): it is judged like any other, and used only where it is better.
+
+Traps of NeuralProphet 0.9: it uses ``numpy.NaN``, which numpy 2 has no more; its search for a learning rate and its way
+to load break on this torch.
+"""
+
+import json
+import multiprocessing
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty
+from typing import Any
+
+import numpy as np
+
+from autoscaler.errors import ForecastError
+from autoscaler.types import Floats, Past
+
+NAME = "NeuralProphet"
+VERSIONS_KEPT = 3
+FITTING_NICE = 10
+EPOCH_S = 1_700_006_400  # a Monday's midnight, for clocks that begin at zero
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is fitted: ``lags`` past buckets, ``steps`` coming ones, at these quantiles (the median among them)."""
+
+    lags: int = 12
+    steps: int = 6
+    quantiles: tuple[float, ...] = (0.1, 0.5, 0.9)
+    epochs: int = 20
+    learning_rate: float = 0.02
+    batch: int = 1024
+
+
+def fit(past: Past, shape: Shape, directory: Path, *, timeout_s: float, threads: int = 1) -> Path:
+    """Fit on ``past`` and return where the new version lies; older ones but a few are removed.
+
+    Runs in a process of its own, which has ``threads`` threads, a low priority and ``timeout_s``; this process imports
+    nothing of it. Raises ForecastError if it fails or takes too long; older versions stay usable.
+    """
+    versions = sorted(directory.glob("version-*.np"))
+    number = int(versions[-1].stem.removeprefix("version-")) + 1 if versions else 1
+    path = directory / f"version-{number:06}.np"
+    directory.mkdir(parents=True, exist_ok=True)
+    _apart(_fit, (past, shape, path, threads), timeout_s)
+    for old in versions[: -(VERSIONS_KEPT - 1)]:
+        old.unlink(missing_ok=True)
+        old.with_suffix(".json").unlink(missing_ok=True)
+    return path
+
+
+def predict(path: Path, past: Past, shape: Shape, *, timeout_s: float, threads: int = 1) -> Floats:
+    """Return [series, buckets, steps, quantiles]: what the version at ``path`` says after each bucket of ``past``.
+
+    Entry [:, t] knows buckets up to and including t, so [:, -1] is the forecast; NaN where there are too few before it.
+    One process and one pass however many series. Raises ForecastError.
+    """
+    found: Floats = _apart(_predict, (path, past, shape, threads), timeout_s)
+    return found
+
+
+def _apart(work: Any, arguments: tuple[Any, ...], timeout_s: float) -> Any:
+    context = multiprocessing.get_context("spawn")
+    answers = context.Queue()
+    process = context.Process(target=_answer, args=(answers, work, arguments), daemon=True)
+    process.start()
+    try:
+        kind, value = answers.get(timeout=timeout_s)
+    except Empty:
+        reason = "it ended without an answer" if process.exitcode else f"it took more than {timeout_s:g} s"
+        raise ForecastError(NAME, reason) from None
+    finally:
+        process.kill()
+        process.join()
+    if kind == "error":
+        raise ForecastError(NAME, str(value))
+    return value
+
+
+def _answer(answers: Any, work: Any, arguments: tuple[Any, ...]) -> None:
+    os.nice(FITTING_NICE)
+    try:
+        answers.put(("value", work(*arguments)))
+    except Exception as error:  # noqa: BLE001 - whatever it is, whoever asked has to know
+        answers.put(("error", f"{type(error).__name__}: {error}"))
+
+
+def _library(threads: int) -> Any:
+    warnings.simplefilter("ignore")
+    vars(np)["NaN"] = np.nan  # not written as np.NaN, which linters put right
+    import neuralprophet  # noqa: PLC0415 - seconds, and only in the process that fits
+    import torch  # noqa: PLC0415
+
+    torch.set_num_threads(threads)
+    neuralprophet.set_log_level("ERROR")
+    neuralprophet.set_random_seed(0)
+    return neuralprophet
+
+
+def _fit(past: Past, shape: Shape, path: Path, threads: int) -> None:
+    library = _library(threads)
+    scales = _scales(past.counts)
+    lower_upper = [quantile for quantile in shape.quantiles if quantile != 0.5]  # noqa: PLR2004 - the median is implied
+    model = library.NeuralProphet(
+        n_lags=shape.lags,
+        n_forecasts=shape.steps,
+        quantiles=lower_upper,
+        yearly_seasonality=False,
+        weekly_seasonality=past.buckets * past.step_s > 14 * 86400,
+        daily_seasonality=True,
+        growth="off",
+        learning_rate=shape.learning_rate,
+        epochs=shape.epochs,
+        batch_size=shape.batch,
+        normalize="off",
+        drop_missing=True,
+    )
+    model.fit(_frame(past, scales), freq=f"{int(past.step_s)}s", progress=None, metrics=False)
+    temporary = path.with_suffix(".new")
+    library.save(model, str(temporary))
+    temporary.rename(path)
+    path.with_suffix(".json").write_text(json.dumps({"scales": scales.tolist(), "end_s": past.end_s}))
+
+
+def _predict(path: Path, past: Past, shape: Shape, threads: int) -> Floats:
+    _library(threads)
+    import logging  # noqa: PLC0415
+
+    import torch  # noqa: PLC0415
+
+    logging.disable(logging.WARNING)
+    # NeuralProphet's own ``load`` fails since torch 2.6 takes weights only; the file is one that ``fit`` wrote.
+    model = torch.load(path, weights_only=False)
+    model.restore_trainer()
+    model.trainer.enable_progress_bar = False
+    scales = np.array(json.loads(path.with_suffix(".json").read_text())["scales"])
+    known = np.where(np.isnan(past.counts), 0.0, past.counts)
+    frame = _frame(Past(known, past.step_s, past.end_s), scales)
+    future = model.make_future_dataframe(frame, periods=shape.steps, n_historic_predictions=True)
+    answer = model.predict(future, decompose=False)
+    series, buckets = known.shape
+    values = np.full((series, buckets, shape.steps, len(shape.quantiles)), np.nan)
+    for name, rows in answer.groupby("ID"):
+        for step in range(shape.steps):
+            for index, quantile in enumerate(shape.quantiles):
+                suffix = "" if quantile == 0.5 else f" {quantile * 100:.1f}%"  # noqa: PLR2004 - the median is implied
+                # Row r says what was expected of bucket r, ``step + 1`` buckets before it.
+                said = rows[f"yhat{step + 1}{suffix}"].to_numpy(float)[step + 1 : step + 1 + buckets]
+                values[int(name), : len(said), step, index] = said * scales[int(name)]
+    return values
+
+
+def _scales(counts: Floats) -> Floats:
+    """Return [series]: what each is divided by, so that one model fits large and small ones."""
+    means = np.nanmean(np.where(np.isfinite(counts), counts, np.nan), axis=1)
+    return np.where(np.isfinite(means) & (means > 0), means, 1.0)
+
+
+def _frame(past: Past, scales: Floats) -> Any:
+    import pandas as pd  # noqa: PLC0415 - with NeuralProphet
+
+    begin_s = (
+        EPOCH_S + past.end_s - past.buckets * past.step_s
+        if past.end_s < EPOCH_S
+        else past.end_s - past.buckets * past.step_s
+    )
+    times = pd.to_datetime(begin_s + past.step_s * np.arange(past.buckets), unit="s").round("1s")
+    return pd.concat(
+        pd.DataFrame({"ID": str(row), "ds": times, "y": past.counts[row] / scales[row]})
+        for row in range(past.counts.shape[0])
+    )

@@ -1,0 +1,85 @@
+"""Where should an idle engine rest, and when should it be awake again? The cheapest course through its layers.
+
+Covers: one engine whose next use is foretold by a hazard (``idle``). Does not cover: demand beyond one engine
+(``policy``), room that many engines share (``plan``).
+
+At each age of the quiet the engine rests in one layer. A second there costs that layer's share of a device; being
+asked for there costs the wait until it is ready, at what waiting is worth, and the device meanwhile. Going down is
+free, going up takes the device for as long as it takes. The course of least expected cost follows by backward
+induction over the bins of the hazard (Bellman), so that keep-alive times, prewarming before a timer is due, and giving
+up where it was missed are one rule with one number to set: how many device-seconds a second of waiting is worth.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from autoscaler.idle import BINS, EDGES_S, WIDTHS_S, bin_of
+from autoscaler.layers import Layer
+from autoscaler.types import Floats
+
+_EDGES_S: list[float] = EDGES_S.tolist()
+_WIDTHS_S: list[float] = WIDTHS_S.tolist()
+
+
+@dataclass(frozen=True)
+class Course:
+    """``moves[bin][layer]`` is the layer in which an engine that has come to the bin in ``layer`` should be."""
+
+    moves: tuple[tuple[int, ...], ...]
+    ready_s: tuple[float, ...]
+
+    def layer_at(self, age_s: float, layer: int) -> int:
+        """Return where an engine in ``layer``, unused for ``age_s``, should go now. Ups begin as early as they take."""
+        ahead = self.moves[bin_of(age_s + self.ready_s[layer])][layer]
+        if ahead < layer:
+            return ahead
+        return max(layer, self.moves[bin_of(age_s)][layer])
+
+    def next_change_s(self, age_s: float, layer: int) -> float:
+        """Return the age from which ``layer_at`` may say something else for ``layer``; infinite if never."""
+        lead_s = self.ready_s[layer]
+        soonest = math.inf
+        for index in range(bin_of(age_s) + 1, BINS):
+            if _EDGES_S[index] - lead_s > soonest:
+                break
+            target = self.moves[index][layer]
+            if target != layer:
+                change_s = _EDGES_S[index] - (lead_s if target < layer else 0.0)
+                soonest = min(soonest, change_s if change_s > age_s else math.inf)
+        return soonest
+
+
+def course(hazard: Floats, burst: float, layers: Sequence[Layer], worth: float) -> Course:
+    """Return the cheapest course.
+
+    ``hazard`` is [bins] a second, ``burst`` how many requests wait if one does, ``worth`` the device-seconds that one
+    second of one request's waiting may cost.
+    """
+    ready_s = tuple(layer.ready_s for layer in layers)
+    shares = [layer.device_share for layer in layers]
+    asked = [each * (worth * burst + 1.0) for each in ready_s]
+    indices = range(len(layers))
+    # What it costs to change from one layer to another: the device for the time that is gained by being warmer.
+    change = [
+        [max(0.0, ready_s[here] - ready_s[there]) if there < here else 0.0 for there in indices] for here in indices
+    ]
+    ahead = [0.0] * len(layers)
+    moves: list[tuple[int, ...]] = []
+    for width_s, rate in zip(reversed(_WIDTHS_S), reversed(hazard.tolist()), strict=True):
+        exposed = rate * width_s
+        if exposed > 1e-9:  # noqa: PLR2004 - below it the division loses its digits
+            ends = -math.expm1(-exposed)
+            spent_s = ends / rate
+        else:
+            ends, spent_s = 0.0, width_s
+        stays = 1.0 - ends
+        here = [shares[i] * spent_s + ends * asked[i] + stays * ahead[i] for i in indices]
+        best = []
+        for i in indices:
+            costs = [here[j] + change[i][j] for j in indices]
+            # A tie stays where it is.
+            best.append(min(indices, key=lambda j: (costs[j], j != i)))
+        moves.append(tuple(best))
+        ahead = [here[best[i]] + change[i][best[i]] for i in indices]
+    return Course(tuple(reversed(moves)), ready_s)

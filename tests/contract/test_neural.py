@@ -1,0 +1,58 @@
+"""NeuralProphet, fitted for real: its traps are avoided, it learns, it can't hang or break whoever asks it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from autoscaler.errors import ForecastError
+from autoscaler.neural import Shape, fit, predict
+from autoscaler.types import Past
+
+STEP_S, DAY = 3600.0, 24
+SHAPE = Shape(lags=6, steps=3, epochs=40, batch=32)
+
+
+@pytest.fixture(scope="module")
+def past() -> Past:
+    rng = np.random.default_rng(5)
+    rate = 200 + 150 * np.sin(np.arange(14 * DAY) / DAY * 2 * np.pi)
+    return Past(np.stack([rng.poisson(rate), rng.poisson(rate / 20)]).astype(float), STEP_S, 14 * DAY * STEP_S)
+
+
+@pytest.fixture(scope="module")
+def version(past: Past, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fit(past.until(10 * DAY), SHAPE, tmp_path_factory.mktemp("neural"), timeout_s=300)
+
+
+def test_it_learns_the_day_better_than_the_mean(past: Past, version: Path) -> None:
+    values = predict(version, past, SHAPE, timeout_s=120)
+    assert values.shape == (2, 14 * DAY, 3, 3)
+    for series in range(2):
+        said = values[series, 10 * DAY : -1, 0, 1]
+        came = past.counts[series, 10 * DAY + 1 :]
+        assert np.abs(came - said).mean() < 0.6 * np.abs(came - came.mean()).mean()
+
+
+def test_what_comes_later_changes_nothing(past: Past, version: Path) -> None:
+    changed = past.counts.copy()
+    changed[:, 12 * DAY :] = 9999.0
+    cut = slice(0, 12 * DAY)
+    one, other = (
+        predict(version, Past(counts, STEP_S, past.end_s), SHAPE, timeout_s=120)[:, cut]
+        for counts in (past.counts, changed)
+    )
+    assert np.array_equal(one, other, equal_nan=True)
+
+
+def test_a_fit_that_takes_too_long_is_ended(past: Past, tmp_path: Path) -> None:
+    with pytest.raises(ForecastError, match="more than"):
+        fit(past, SHAPE, tmp_path, timeout_s=0.5)
+    assert not list(tmp_path.glob("version-*"))
+
+
+def test_a_version_that_is_broken_is_an_error(past: Past, tmp_path: Path) -> None:
+    path = tmp_path / "version-000001.np"
+    path.write_bytes(b"nothing of the kind")
+    with pytest.raises(ForecastError):
+        predict(path, past, SHAPE, timeout_s=120)

@@ -1,0 +1,93 @@
+"""Where an idle engine rests: held against trying every course."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autoscaler import rest
+from autoscaler.idle import BINS, EDGES_S, Gaps, bin_of, hazard_per_s
+from autoscaler.layers import AWAKE, PROFILES, Layer, Profile
+from autoscaler.rest import course
+
+LAYERS = PROFILES["gpu-7b"].layers
+
+
+def expected_cost(plan: tuple[int, ...], hazard: np.ndarray, widths: list[float], burst: float, worth: float) -> float:
+    """What following ``plan`` (a layer for each bin) costs on average, reckoned forwards."""
+    alive, cost, before = 1.0, 0.0, AWAKE
+    for layer, rate, width_s in zip(plan, hazard, widths, strict=True):
+        if layer < before:
+            cost += alive * (LAYERS[before].ready_s - LAYERS[layer].ready_s)
+        ends = 1.0 - np.exp(-rate * width_s)
+        cost += alive * LAYERS[layer].device_share * (ends / rate if rate else width_s)
+        cost += alive * ends * LAYERS[layer].ready_s * (worth * burst + 1)
+        alive *= 1.0 - ends
+        before = layer
+    return cost
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    hazard=st.lists(st.sampled_from([0.0, 1e-3, 0.01, 0.1, 1.0]), min_size=5, max_size=5),
+    burst=st.sampled_from([1.0, 7.0]),
+    worth=st.sampled_from([0.5, 5.0, 50.0]),
+)
+def test_no_course_costs_less(hazard: list[float], burst: float, worth: float) -> None:
+    widths = [3.0, 5.0, 9.0, 17.0, 33.0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rest, "_WIDTHS_S", widths)
+        found = course(np.array(hazard), burst, LAYERS, worth)
+    layer, followed = AWAKE, []
+    for moves in found.moves:
+        layer = moves[layer]
+        followed.append(layer)
+    rates = np.array(hazard)
+    least = min(
+        expected_cost(plan, rates, widths, burst, worth) for plan in itertools.product(range(len(LAYERS)), repeat=5)
+    )
+    assert expected_cost(tuple(followed), rates, widths, burst, worth) == pytest.approx(least)
+
+
+def hazard_of(*gaps_s: float) -> np.ndarray:
+    gaps = Gaps.none()
+    for gap_s in gaps_s * 20:
+        gaps.add(gap_s)
+    return hazard_per_s(gaps, None)
+
+
+def test_before_a_timer_is_due_the_engine_is_started_and_given_up_afterwards() -> None:
+    way = course(hazard_of(3600.0), 1.0, PROFILES["gpu-7b-s3"].layers, 20.0)
+    due_s = EDGES_S[bin_of(3600.0)]
+    assert way.layer_at(1.0, AWAKE) == 1, "it rests at once"
+    assert way.next_change_s(1.0, 1) == pytest.approx(due_s - 28.0)
+    assert way.layer_at(due_s - 27.0, 1) == AWAKE
+    assert way.layer_at(4 * 3600.0, AWAKE) == 1
+
+
+def test_what_is_asked_for_all_the_time_stays_awake_and_what_never_is_rests() -> None:
+    layers = PROFILES["gpu-7b-s3"].layers
+    assert course(np.full(BINS, 0.1), 1.0, layers, 20.0).next_change_s(0.0, AWAKE) == np.inf
+    assert course(np.zeros(BINS), 1.0, layers, 20.0).layer_at(0.0, AWAKE) == 1
+
+
+@given(age_s=st.floats(0, 1e6), worth=st.floats(0.1, 100))
+def test_dearer_waiting_never_makes_an_engine_rest_colder(age_s: float, worth: float) -> None:
+    hazard = np.full(BINS, 0.003)
+    colder, warmer = (course(hazard, 1.0, LAYERS, each).layer_at(age_s, AWAKE) for each in (worth, worth * 2))
+    assert warmer <= colder
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        (Layer("asleep", 0.3, 0.0),),
+        (Layer("awake", 0.0, 1.0), Layer("dram", 3.0, 0.0), Layer("asleep", 0.3, 0.0)),
+        (Layer("awake", 0.0, 1.0), Layer("asleep", 0.3, 0.0), Layer("dram", 3.0, 0.1)),
+    ],
+)
+def test_a_profile_in_the_wrong_order_is_refused(layers: tuple[Layer, ...]) -> None:
+    with pytest.raises(ValueError, match="wrong"):
+        Profile("wrong", layers, "")
