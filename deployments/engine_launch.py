@@ -40,9 +40,13 @@ READ_ON_IMPORT = (
     *("VLLM_LOGGING_", "VLLM_PLUGINS", "VLLM_BATCH_INVARIANT"),
 )
 
-# On a CPU vLLM 0.29 fails to load what it has compiled ahead of time and so compiles anew at every start; without this
-# torch's own cache serves.
-_DEFAULTS = {"VLLM_USE_AOT_COMPILE": "0"} if current_platform.is_cpu() else {}
+_DEFAULTS = {
+    # How large the KV cache can be is measured at the first start, and remembered beside what was compiled.
+    "VLLM_ENABLE_STARTUP_PLAN": "1",
+    # On a CPU vLLM 0.29 fails to load what it has compiled ahead of time and so compiles anew at every start; without
+    # this torch's own cache serves.
+    **({"VLLM_USE_AOT_COMPILE": "0"} if current_platform.is_cpu() else {}),
+}
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36

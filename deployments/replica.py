@@ -50,10 +50,11 @@ class EngineReplica:
         limits: Limits,
         max_wait_s: float,
         replica_id: str = "",
+        tier_of: Callable[[str], str] = lambda _: "",
     ) -> None:
-        """``catalogue`` is a Serve handle that knows the models of ``pool``."""
+        """``catalogue`` is a Serve handle that knows the models of ``pool``; ``tier_of`` tells where a snapshot is."""
         self._feeds = Feeds()
-        self._residents = Residents([], make_engine, limits, max_wait_s)
+        self._residents = Residents([], make_engine, limits, max_wait_s, tier_of)
         self._residents.run()
         self._is_leaving = False
         self._streaming: dict[str, tuple[str, GatewayFeed]] = {}
@@ -201,7 +202,13 @@ class ServedEngineReplica(EngineReplica):
         metrics = StartMetrics()
         replica_id = serve.get_replica_context().replica_id.unique_id
         super().__init__(
-            catalogue, pool, lambda spec: _staged_engine(spec, node, metrics), limits, max_wait_s, replica_id
+            catalogue,
+            pool,
+            lambda spec: _staged_engine(spec, node, metrics),
+            limits,
+            max_wait_s,
+            replica_id,
+            node.tier_of,
         )
 
     async def __del__(self) -> None:
