@@ -18,7 +18,7 @@ from app.engine_states import merged
 from app.migration import ResumeCost
 from app.prefixes import PrefixTable
 from deployments.errors import DeploymentError
-from deployments.estimate import STALE_S, ReplicaView, soonest
+from deployments.estimate import STALE_S, ReplicaView, first_token_s, soonest
 from deployments.placements import Placements
 from deployments.types import EngineDescription, GenerateRequest, ModelCommand, Place, ReplyTo
 from deployments.wire import ReplicaNews
@@ -83,6 +83,13 @@ class Fleet:
         sent[model_id] = sent.get(model_id, 0) + 1
         self._prefixes.sent(group, ask["prompt_token_ids"], replica_id)
         return {"replica_id": replica_id}
+
+    def elsewhere_s(self, model_id: str, replica_id: str | None) -> float | None:
+        """Return how soon the best replica other than ``replica_id`` would serve a model; None if none is known."""
+        now_s = time.monotonic()
+        others = (view for other_id, view in self._views.items() if other_id != replica_id)
+        estimates_s = [first_token_s(view, model_id, now_s) for view in others]
+        return min((estimate_s for estimate_s in estimates_s if estimate_s is not None), default=None)
 
     async def describe(self) -> dict[str, EngineDescription]:
         """Return each model's engine: of several replicas', the one nearest to serving.

@@ -277,7 +277,7 @@ class Gateway:
         source = await asyncio.to_thread(self._sources.localize, configured.source or configured.path)
         spec = replace(configured, path=str(source.directory))
         config = await asyncio.to_thread(engine_config, spec)
-        replicas = self._pools[entry.pool]
+        replicas, fleet = self._pools[entry.pool], self._fleets.of(entry.pool)
         try:
             tasks = await replicas.supported_tasks.remote(spec.id)
         except (RayError, RayServeException, DeploymentError) as error:
@@ -290,7 +290,9 @@ class Gateway:
             configured.revision,
             config=config,
             supported_tasks=tasks,
-            pool=ModelPool(replicas, choose=self._fleets.of(entry.pool).place_for, metrics=StreamMetrics(spec.id)),
+            pool=ModelPool(
+                replicas, choose=fleet.place_for, elsewhere_s=fleet.elsewhere_s, metrics=StreamMetrics(spec.id)
+            ),
             streams=self._streams,
             adapters=adapters,
         )

@@ -73,6 +73,8 @@ class Residents:
         self._watchers: list[asyncio.Future[None]] = []
         self._make_engine = make_engine
         self._tier_of = tier_of
+        # Called when a model gets no more requests because others wait for its room.
+        self.on_drain: Callable[[str], None] = lambda _: None
         self._residents: dict[str, _Resident] = {}
         self.host(specs)
         self._draining: dict[str, str] = {}
@@ -294,6 +296,8 @@ class Residents:
             # First, so that what has just become awake serves those it woke for before its place is given away.
             self._admit(resident)
         decision = decide(self.views(), self._limits, now_s)
+        for model_id in decision.drain.keys() - self._draining.keys():
+            self.on_drain(model_id)
         self._draining = decision.drain
         for model_id, reason in decision.refused.items():
             self._turn_away(self._residents[model_id], reason)
