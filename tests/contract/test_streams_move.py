@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from app.engine_client import RemoteEngineClient
-from deployments import lifecycle, residents
+from deployments import residents
 from deployments.errors import ResumeUnsupportedError
 from deployments.fake_engine import ASLEEP_BYTES, AWAKE_BYTES, FakeEngine
 from deployments.types import GenerateRequest, ModelSpec
@@ -16,21 +16,6 @@ from tests.support.fake_pool import Pool, Reading, client_of
 from tests.support.service import CHAT_MODEL
 
 LONG = 400
-
-
-@pytest.fixture
-async def pool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[Pool]:
-    monkeypatch.setattr(residents, "LOOK_PERIOD_S", 0.01)
-    monkeypatch.setattr(lifecycle, "FORGIVE_AFTER_S", 0.0)
-    made = Pool(tmp_path)
-    yield made
-    await made.close()
-
-
-@pytest.fixture
-async def client(pool: Pool) -> AsyncIterator[RemoteEngineClient]:
-    async with client_of(pool) as made:
-        yield made
 
 
 async def until(holds: Callable[[], object]) -> None:
