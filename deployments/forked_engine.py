@@ -162,6 +162,4 @@ def stages_s(asked_s: float, marks_s: dict[str, float]) -> dict[str, float]:
 def _surroundings(pool: PoolAddress, model_id: str, cache_dir: str) -> Surroundings:
     # A killed engine leaves its sockets behind; there they go with the pool.
     environment = dict(os.environ) | {"VLLM_RPC_BASE_PATH": str(Path(pool.socket_path).parent)}
-    if cache_dir:
-        environment = {"VLLM_CACHE_ROOT": cache_dir} | environment
-    return Surroundings(environment, str(Path.cwd()), str(log_path(pool, model_id)))
+    return Surroundings(environment, str(Path.cwd()), str(log_path(pool, model_id)), cache_dir)
