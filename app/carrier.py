@@ -160,9 +160,11 @@ class SequenceCarrier:
             response = self._pool.replicas.generate.remote(ask)
             await response
             await self._last_tokens()
-        except BaseException:
+        except BaseException as error:
             if response is not None:
                 response.cancel()
+            if failure_of(error) == "engine died":
+                self._pool.lose_engine(self._pool.placements.replica_of(attempt_id), ask["model_id"])
             raise
         finally:
             self._pool.placements.forget(attempt_id)

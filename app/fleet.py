@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import msgspec
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
@@ -63,6 +64,12 @@ class Fleet:
     def lose(self, replica_id: str) -> None:
         """Expect nothing more of a replica whose connection has ended."""
         self._views.pop(replica_id, None)
+
+    def lose_engine(self, replica_id: str | None, model_id: str) -> None:
+        """Expect nothing of a replica's engine that has died until the replica says more."""
+        view = self._views.get(replica_id or "")
+        if view is not None and model_id in view.engines:
+            view.engines[model_id] = msgspec.structs.replace(view.engines[model_id], state="cold", age_s=0.0)
 
     def place_for(self, ask: GenerateRequest, cost: ResumeCost) -> Place | None:
         """Return where a sequence would have its first token soonest; None to leave that to Serve.

@@ -291,7 +291,11 @@ class Gateway:
             config=config,
             supported_tasks=tasks,
             pool=ModelPool(
-                replicas, choose=fleet.place_for, elsewhere_s=fleet.elsewhere_s, metrics=StreamMetrics(spec.id)
+                replicas,
+                choose=fleet.place_for,
+                elsewhere_s=fleet.elsewhere_s,
+                lose_engine=fleet.lose_engine,
+                metrics=StreamMetrics(spec.id),
             ),
             streams=self._streams,
             adapters=adapters,

@@ -57,7 +57,7 @@ async def test_what_is_killed_is_not_noticed(
     counters = {kind: chunks.counter(index) for index, kind in enumerate(STREAMED)}
     asked = [
         asyncio.ensure_future(
-            converse(http, kind, max_tokens=MAX_TOKENS, on_chunk=counters.get(kind, lambda: None))
+            converse(http, kind, max_tokens=MAX_TOKENS, on_chunk=counters.get(kind, lambda _: None))
         )
         for kind in CONVERSATIONS
     ]  # fmt: skip
