@@ -1,4 +1,4 @@
-"""Streams under random kills of engine cores, workers, replicas and gateways, and under migrations.
+"""Streams under random kills of engine cores, workers, replicas and gateways, under migrations and scale-downs.
 
 Every outcome is compared, piece for piece, with that of the same request undisturbed, in float32. It prints what it
 counted and fails unless nothing was lost, doubled, changed, hung or left behind. Streams of a gateway that is killed
@@ -7,6 +7,7 @@ last one hit has gone on: a request under which two engines end without a token 
 engines, which is promised too.
 
 Usage: python tests/stress/streams.py [--streams 500] [--kills 100] [--migrations 100] [--gateway-kills 5]
+       [--scale-downs 4]
 """
 
 import argparse
@@ -36,6 +37,8 @@ STREAM_TIMEOUT_S = 240.0
 # Streams that are to move may end or be hit before.
 MIGRATION_TRIES = 10
 SETTLE_S = 60.0
+SCALE_S = 120.0
+SCALE_DOWN = "scale down"
 COUNT_PERIOD_S = 2.0
 # About as long as an engine takes to start.
 AWAKE_AFTER_S = 4.0
@@ -59,6 +62,7 @@ class Counts:
     equal: int = 0
     broken_with_their_gateway: int = 0
     kills: Counter[str] = field(default_factory=Counter)
+    scale_downs: int = 0
     moves_asked_for: int = 0
     moves_done: int = 0
     seconds: float = 0.0
@@ -91,6 +95,7 @@ class Plan:
     kills: int
     migrations: int
     gateway_kills: int = 0
+    scale_downs: int = 0
     at_once: int = 10
     max_tokens: int = 80
     seed: int = 0
@@ -183,11 +188,14 @@ class Stress:
 
     async def _kill_all(self, http: httpx.AsyncClient) -> None:
         victims = [self._victims[i % len(self._victims)] for i in range(self._plan.kills)]
-        victims += ["gateway"] * self._plan.gateway_kills
+        victims += ["gateway"] * self._plan.gateway_kills + [SCALE_DOWN] * self._plan.scale_downs
         self._random.shuffle(victims)
         for victim in victims:
             await asyncio.sleep(self._random.uniform(0.0, 1.0))
             await self._busy()
+            if victim == SCALE_DOWN:
+                await self._scale_down(http)
+                continue
             process = self._choose(victim)
             if process is None:
                 continue
@@ -200,6 +208,19 @@ class Stress:
             self._counts.kills[victim] += 1
             await self._settled(http)
             self._is_gateway_down = False
+
+    async def _scale_down(self, http: httpx.AsyncClient) -> None:
+        """Deploy with one replica less, and with as many as before: the gateway is replaced, too."""
+        for replicas in (self._engines - 1, self._engines):
+            await asyncio.to_thread(self._service.deploy, stress_args(replicas))
+            deadline_s = time.monotonic() + SCALE_S
+            while len(self._workers(AWAKE_AFTER_S)) != replicas:
+                if time.monotonic() > deadline_s:
+                    self._counts.faults.append(f"there were no {replicas} engines within {SCALE_S:.0f} s")
+                    return
+                await asyncio.sleep(0.5)
+            await self._settled(http)
+        self._counts.scale_downs += 1
 
     async def _busy(self) -> None:
         while not self._under_way:
@@ -305,8 +326,10 @@ def print_counts(counts: Counts, console: Console) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("streams", 500), ("kills", 100), ("migrations", 100), ("gateway-kills", 5), ("at-once", 10),
-                          ("max-tokens", 80), ("seed", 0), ("replicas", 2)):  # fmt: skip
+    for name, default in (
+        ("streams", 500), ("kills", 100), ("migrations", 100), ("gateway-kills", 5), ("scale-downs", 4),
+        ("at-once", 10), ("max-tokens", 80), ("seed", 0), ("replicas", 2),
+    ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)
     arguments = vars(parser.parse_args())
     replicas = arguments.pop("replicas")
