@@ -77,7 +77,7 @@ class SnapshotLoader(BaseModelLoader):
                 fill(weights_of(model), source_for(directory, file, device))
             return
         self._stock.load_weights(model, model_config)
-        write_tensors(Path(self._build, file), weights_of(model))
+        write_tensors(Path(self._build) / file, weights_of(model))
 
     def _once_it_is_there(self) -> Path:
         """Wait for the file that names the snapshot's directory: as long as it takes, since who writes it ends us."""
