@@ -126,7 +126,8 @@ class StagedEngine:
         place_file = directory / secrets.token_hex(8)
         starting = asyncio.ensure_future(self._run(with_loader(spec, snapshot_in=place_file)))
         try:
-            await asyncio.wait([holding, starting], timeout=_BESIDE_S, return_when=asyncio.FIRST_COMPLETED)
+            either: list[asyncio.Future[Any]] = [holding, starting]
+            await asyncio.wait(either, timeout=_BESIDE_S, return_when=asyncio.FIRST_COMPLETED)
             if holding.done() and not starting.done():
                 # Appears whole: the engine may look at any time.
                 part = place_file.with_suffix(".part")
