@@ -34,7 +34,7 @@ class ForecastKeeper:
         self._config = config
         self._directory = directory
         self._catalogue = catalogue
-        self._pools = {pool.name: resources_of(pool) for pool in pools}
+        self._pools = {pool.name: (pool.max_replicas, resources_of(pool)) for pool in pools}
         self._name = forecaster_name(serve.get_replica_context().app_name)
         self._entries: list[Entry] = []
         self._version: str | None = None

@@ -85,9 +85,14 @@ class ForecasterActor:
             loop.create_task(asyncio.to_thread(_forget_unfinished, self._directory)).add_done_callback(_noted)
             self._loops.append(loop.create_task(self._every(self._config.refit_s, neural.NAME, self._refit)))
 
-    async def serves(self, models: dict[str, tuple[str, int]], pools: dict[str, dict[str, float]]) -> None:
-        """Take what is served: by model its pool and the sequences of an engine; by pool what a replica asks of Ray."""
-        self._nodes.pools = pools
+    async def serves(self, models: dict[str, tuple[str, int]], pools: dict[str, tuple[int, dict[str, float]]]) -> None:
+        """Take what is served.
+
+        Of each model its pool and the sequences of an engine; of each pool how many replicas it may have, and what one
+        asks of Ray.
+        """
+        self._planner.most = {pool: most for pool, (most, _) in pools.items()}
+        self._nodes.pools = {pool: resources for pool, (_, resources) in pools.items()}
         new = models.keys() - set(self._planner.models())
         self._planner.serves({model: Hosted(*each) for model, each in models.items()})
         if new:

@@ -29,15 +29,14 @@ class PlanReader:
     def latest(self) -> tuple[Any, float] | None:
         """Return the last answer with its age in seconds, and ask for the next one if it is time."""
         now_s = self._clock()
+        answer = self._answer
         if now_s - self._asked_s >= PERIOD_S and (self._asking is None or not self._asking.is_alive()):
             self._asked_s = now_s
-            self._asking = threading.Thread(target=self._fetch, name="plan", daemon=True)
+            self._asking = threading.Thread(target=self._fetch, args=(now_s,), name="plan", daemon=True)
             self._asking.start()
-        answer = self._answer
         return None if answer is None else (answer[0], now_s - answer[1])
 
-    def _fetch(self) -> None:
-        asked_s = self._clock()
+    def _fetch(self, asked_s: float) -> None:
         try:
             answer = self._ask()
         except Exception as error:  # noqa: BLE001 - of whatever kind, it means that there is no plan

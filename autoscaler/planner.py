@@ -27,6 +27,7 @@ RESOLUTION_S = 1.0
 LONGEST_S = 600.0
 """What is decided for longer is decided again."""
 MAX_STEPS = 60
+MOST_REPLICAS = 1000
 RESTORED = 300
 """Busy seconds of a model that are learnt from again after a restart; older gaps have faded."""
 FIRST_START_S = 10.0
@@ -89,6 +90,8 @@ class Planner:
         """Requests a second that are forecast, by model; without an entry there is no forecast."""
         self.upper: Mapping[str, Sequence[float]] = {}
         """The same at the configured quantile, by bucket from now on."""
+        self.most: Mapping[str, int] = {}
+        """How many replicas a pool may have."""
         self._shared = Gaps.none(fade=0.9999)
         self._models: dict[str, _Model] = {}
         self._replicas: dict[str, _Heard] = {}
@@ -295,10 +298,11 @@ class Planner:
         engines = [max(curve[step] for curve in curves) for step in range(steps)]
         # Less than one sequence at a time is no reason for a replica: whether one is worth it, engines say.
         sustained = [each / self.config.target_ongoing_requests if each >= 1 else 0.0 for each in working]
-        need = [max(engines[step], math.ceil(sustained[step])) for step in range(steps)]
+        most = self.most.get(pool, MOST_REPLICAS)
+        need = [math.ceil(min(most, max(engines[step], sustained[step]))) for step in range(steps)]
         return {
             "step_s": float(self.config.bucket_s),
-            "need": [int(each) for each in need],
+            "need": need,
             "working": [round(each, 3) for each in working],
             "ongoing": sum(
                 engine.in_hand + engine.waiting
