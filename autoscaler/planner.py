@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from autoscaler.ahead import Ahead
 from autoscaler.config import AutoscalingConfig
 from autoscaler.idle import Gaps, bin_of
@@ -18,7 +20,7 @@ from autoscaler.learner import Learner
 from autoscaler.plan import Room, Wish, plan
 from autoscaler.policy import Decision, EngineAt, Load
 from autoscaler.reports import COLDEST, EngineReport, Order, ReplicaReport
-from autoscaler.types import Count
+from autoscaler.types import Count, Floats
 
 SILENT_S = 10.0
 """A replica that has said nothing for so long is not reckoned with."""
@@ -159,17 +161,18 @@ class Planner:
             heard.orders = {}
             for model_id, engine in heard.report.engines.items():
                 places.setdefault(model_id, []).append(_Place(replica_id, engine))
-        curves: dict[str, list[list[float]]] = {}
+        engines: dict[str, Floats] = {}
         for model_id, model in self._models.items():
             there = sorted(places.get(model_id, []), key=_Place.rank)
-            curve = self._decide(model_id, model, there, now_s)
-            curves.setdefault(model.hosted.pool, []).append(curve)
+            awake = engines.setdefault(model.hosted.pool, np.zeros(self._steps()))
+            for first, end, number in self._decide(model_id, model, there, now_s):
+                np.maximum(awake[first:end], number, out=awake[first:end])
         for heard in self._replicas.values():
             self._fit(heard)
         return {
             "made_at_s": now_s,
             "models": {model_id: model.told for model_id, model in self._models.items()},
-            "pools": {pool: self._need(pool, each) for pool, each in curves.items()},
+            "pools": {pool: self._need(pool, each) for pool, each in engines.items()},
             "replicas": {key: heard.report.pool for key, heard in self._replicas.items()},
         }
 
@@ -191,8 +194,10 @@ class Planner:
             recheck_s=float(self.config.bucket_s),
         )
 
-    def _decide(self, model_id: str, model: _Model, there: Sequence[_Place], now_s: float) -> list[float]:
-        """Set the orders of a model's engines; return how many should be awake in each step from now on."""
+    def _decide(
+        self, model_id: str, model: _Model, there: Sequence[_Place], now_s: float
+    ) -> list[tuple[int, int, int]]:
+        """Set the orders of a model's engines; return from which step to which how many should be awake."""
         learner, ahead = model.learner, model.learner.ahead
         if there:
             limited = any(self._replicas[place.replica_id].report.budget_bytes for place in there)
@@ -204,8 +209,7 @@ class Planner:
         )
         decision = ahead.decide(views, load, now_s)
         steps, step_s = self._steps(), float(self.config.bucket_s)
-        awake = [0.0] * steps
-        awake[0] = decision.measured
+        awake = [(0, 1, decision.measured)] if decision.measured else []
         for level in range(len(there) + 1):
             place = there[level] if level < len(there) else None
             if place is not None and place.in_use:
@@ -218,9 +222,10 @@ class Planner:
             if span is None:
                 continue
             first = max(0, int((span.from_s - now_s) // step_s))
-            for step in range(first, min(steps, math.ceil((span.until_s - now_s) / step_s))):
-                awake[step] = max(awake[step], level + 1.0)
-        model.told = self._told(model_id, model, there, decision, awake, now_s)
+            if first < steps:
+                awake.append((first, math.ceil((span.until_s - now_s) / step_s), level + 1))
+        floor = max((number for _, _, number in awake), default=0)
+        model.told = self._told(model_id, model, there, decision, floor, now_s)
         return awake
 
     def _view(self, model: _Model, level: int, place: _Place, now_s: float) -> EngineAt:
@@ -285,7 +290,7 @@ class Planner:
             heard.orders[wish.name] = (Order(order.expected_per_s, 0.0, 0.0, reason), made_s)
             self._models[wish.name].told["reason"] = reason
 
-    def _need(self, pool: str, curves: Sequence[Sequence[float]]) -> dict[str, Any]:
+    def _need(self, pool: str, engines: Floats) -> dict[str, Any]:
         """Return how many replicas the pool needs in each step: an engine of each model, and Little's law over all."""
         steps = self._steps()
         working = [0.0] * steps
@@ -295,7 +300,6 @@ class Planner:
             rates = self.upper.get(model_id, ())
             for step in range(min(steps, len(rates))):
                 working[step] += (_usable(rates[step]) or 0.0) * model.learner.ahead.habits.service_s
-        engines = [max(curve[step] for curve in curves) for step in range(steps)]
         # Less than one sequence at a time is no reason for a replica: whether one is worth it, engines say.
         sustained = [each / self.config.target_ongoing_requests if each >= 1 else 0.0 for each in working]
         most = self.most.get(pool, MOST_REPLICAS)
@@ -321,7 +325,7 @@ class Planner:
         model: _Model,
         there: Sequence[_Place],
         decision: Decision,
-        awake: Sequence[float],
+        floor: int,
         now_s: float,
     ) -> dict[str, Any]:
         quiet_since_s = model.learner.quiet_since_s(0)
@@ -330,7 +334,7 @@ class Planner:
             "pool": model.hosted.pool,
             "engines": {place.replica_id: place.engine.state for place in there},
             "measured": decision.measured,
-            "floor": int(max(awake)),
+            "floor": floor,
             "reason": decision.reason,
             "quiet_s": round(now_s - quiet_since_s, 1) if math.isfinite(quiet_since_s) else None,
             "awake_in_s": round(max(0.0, span.from_s - now_s), 1) if span else None,
