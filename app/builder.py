@@ -101,10 +101,7 @@ def _nodes(storage: StoreConfig, config: AppConfig) -> Application:
 
 
 def _pool(pool: PoolConfig, catalogue: Application, config: AppConfig, storage: StoreConfig) -> Application:
-    scaling: dict[str, Any] = {"num_replicas": pool.min_replicas}
-    if pool.max_replicas > pool.min_replicas:
-        bounds = {"min_replicas": pool.min_replicas, "max_replicas": pool.max_replicas}
-        scaling = {"autoscaling_config": bounds | _policy(pool, config.autoscaling)}
+    scaling = scaling_of(pool, config.autoscaling)
     options: dict[str, Any] = {"num_cpus": pool.num_cpus, "num_gpus": pool.num_gpus, "runtime_env": _ONE_LOOP}
     if pool.accelerator_type is not None:
         options["accelerator_type"] = pool.accelerator_type
@@ -129,6 +126,14 @@ def _pool(pool: PoolConfig, catalogue: Application, config: AppConfig, storage: 
         max_wait_s=config.admission.max_wait_s,
         forecaster=None if config.autoscaling is None else FORECASTER,
     )
+
+
+def scaling_of(pool: PoolConfig, autoscaling: AutoscalingConfig | None) -> dict[str, Any]:
+    """Return Serve's options that say how many replicas a pool has."""
+    if pool.max_replicas <= pool.min_replicas:
+        return {"num_replicas": pool.min_replicas}
+    bounds = {"min_replicas": pool.min_replicas, "max_replicas": pool.max_replicas}
+    return {"autoscaling_config": bounds | _policy(pool, autoscaling)}
 
 
 def _policy(pool: PoolConfig, autoscaling: AutoscalingConfig | None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from app import admin_cli, replay_cli
+from app import admin_cli, forecast_cli, replay_cli
 from app.errors import AppError
 from app.snapshot_cli import cli as snapshot_cli
 from autoscaler.errors import AutoscalerError
@@ -23,6 +23,7 @@ cli.command()(admin_cli.stop)
 cli.command()(admin_cli.migrate)
 cli.command()(admin_cli.tiers)
 cli.command(name="replay")(replay_cli.run)
+cli.command(name="forecast")(forecast_cli.run)
 console = Console()
 
 ConfigFile = Annotated[Path, typer.Argument(help="Serve config file that names app.builder:build_app")]

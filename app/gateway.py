@@ -69,7 +69,8 @@ class Gateway:
         self._nodes = nodes
         self._sources = SourceCache(storage.disk_dir, storage.s3_endpoint_url)
         self.header_wait_s = config.admission.header_wait_s
-        self._fleets = Fleets(pools, PLACEMENTS)
+        may_be_empty = {pool.name for pool in config.pools if pool.min_replicas == 0}
+        self._fleets = Fleets(pools, PLACEMENTS, may_be_empty)
         self._streams = TokenStreams(self._fleets)
         self._forecasts = Forecasts(forecaster)
         self._layer = OpenAILayer(self._prepare)
