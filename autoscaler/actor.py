@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -44,6 +44,7 @@ PREDICT_TIMEOUT_S = 120.0
 CHART_BUCKETS = 96
 JUDGED_AGAIN = 24
 """Coarse buckets by which forecasters are judged at once after a restart."""
+READ_TOGETHER = 200
 RESTORED_FROM = ((60, 14 * DAY_S, DAY_S), (10, DAY_S, 3600.0), (1, 3600.0, 0.0))
 """Resolution in seconds, from how long ago to how long ago: where gaps are learnt from after a restart."""
 
@@ -73,6 +74,7 @@ class ForecasterActor:
         # One thread: SQLite has one writer, and arithmetic on all models must not take the other cores too.
         self._thread = ThreadPoolExecutor(1, "forecasts")
         self._fitting = ThreadPoolExecutor(1, "fit")
+        self._predicting = ThreadPoolExecutor(1, "predict")
         loop = asyncio.get_running_loop()
         self._loops = [
             loop.create_task(self._every(TICK_S, "plan", self._tick)),
@@ -93,10 +95,14 @@ class ForecasterActor:
         """
         self._planner.most = {pool: most for pool, (most, _) in pools.items()}
         self._nodes.pools = {pool: resources for pool, (_, resources) in pools.items()}
-        new = models.keys() - set(self._planner.models())
-        self._planner.serves({model: Hosted(*each) for model, each in models.items()})
+        new = sorted(models.keys() - set(self._planner.models()))
+        busy: dict[str, list[tuple[float, int]]] = {}
         if new:
-            await self._guarded("history", lambda: self._restore(sorted(new)))
+            # Before they are planned for, because whoever has learnt of now learns no more of the past.
+            await self._guarded("what was learnt", lambda: self._remember(new, busy))
+        self._planner.serves({model: Hosted(*each) for model, each in models.items()})
+        for model, seconds in busy.items():
+            self._planner.restore(model, seconds)
 
     async def push(self, source: str, number: int, counts: list[Any], since_s: float, now_s: float) -> None:
         """Take counts: rows of (series, at_s, requests, tokens); see ``Push``. Raises ReportError."""
@@ -192,7 +198,7 @@ class ForecasterActor:
         recent = Past(past.counts[:, -4 * shape.lags :], past.step_s, past.end_s)
         try:
             said = await asyncio.get_running_loop().run_in_executor(
-                self._fitting, lambda: neural.predict(fitted, recent, shape, timeout_s=PREDICT_TIMEOUT_S)
+                self._predicting, lambda: neural.predict(fitted, recent, shape, timeout_s=PREDICT_TIMEOUT_S)
             )
         except (ForecastError, OSError) as error:
             self._problems[neural.NAME] = str(error)
@@ -229,19 +235,17 @@ class ForecasterActor:
         known = [float(each) if np.isfinite(each) else None for each in past.counts[0]]
         return {"step_s": step_s, "end_s": past.end_s, "requests": known}
 
-    async def _restore(self, models: list[str]) -> None:
-        """Learn the gaps of models from the history."""
+    async def _remember(self, models: list[str], busy: dict[str, list[tuple[float, int]]]) -> None:
+        """Read when models were asked for, and how often, into ``busy``."""
         now_s = time.time()
-        busy: Mapping[str, list[tuple[float, int]]] = {model: [] for model in models}
         for bucket_s, from_s, to_s in RESTORED_FROM:
-            begin_s, end_s = now_s - from_s, now_s - to_s
-            past = await self._on_thread(partial(self._intake.read, models, bucket_s, begin_s, end_s))
-            first_s = past.end_s - past.buckets * past.step_s
-            for row, model in enumerate(models):
-                for bucket in (past.counts[row] > 0).nonzero()[0].tolist():
-                    busy[model].append((first_s + bucket * past.step_s, int(past.counts[row, bucket])))
-        for model, seconds in busy.items():
-            self._planner.restore(model, seconds)
+            for first in range(0, len(models), READ_TOGETHER):
+                some = models[first : first + READ_TOGETHER]
+                past = await self._on_thread(partial(self._intake.read, some, bucket_s, now_s - from_s, now_s - to_s))
+                first_s = past.end_s - past.buckets * past.step_s
+                for row, bucket in zip(*(past.counts > 0).nonzero(), strict=True):
+                    at_s, requests = first_s + int(bucket) * past.step_s, int(past.counts[row, bucket])
+                    busy.setdefault(some[row], []).append((at_s, requests))
 
     async def _on_thread(self, work: Callable[[], Any]) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
