@@ -37,7 +37,8 @@ _FOLLOWERS = 10_000
 # By name: gateways import it, Serve's controller need not.
 _ROUTER = "deployments.served_router.ServedReplicaRouter"
 _POLICY = "autoscaler.serve_policy:ForecastPolicy"
-_LOOK_BACK_S = 10.0
+# More than the ten seconds between two reports of load to Serve; replicas tell the forecaster of theirs each second.
+_LOOK_BACK_S = 15.0
 _SHUTDOWN = {"graceful_shutdown_wait_loop_s": 1, "graceful_shutdown_timeout_s": 30}
 
 

@@ -193,7 +193,11 @@ def _frame(past: Past, scales: Floats, *, split: int | None = None) -> Any:
         else past.end_s - past.buckets * past.step_s
     )
     times = pd.to_datetime(begin_s + past.step_s * np.arange(past.buckets), unit="s").round("1s")
-    parts = [slice(0, past.buckets)] if split is None else stretches(np.isfinite(past.counts).any(axis=0), split)
+    parts = (
+        [slice(0, past.buckets)]
+        if split is None
+        else stretches(np.asarray(np.isfinite(past.counts).any(axis=0)), split)
+    )
     return pd.concat(
         pd.DataFrame(
             {
