@@ -1,6 +1,7 @@
 """Periodic load on a model that sleeps in between: with the plan its engine is awake before the burst."""
 
 import statistics
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import httpx
 import pytest
 from openai import OpenAI
 
-from tests.support.service import CHAT_MODEL, Service, demo_args, deployed
+from tests.support.service import CHAT_MODEL, Service, command, demo_args, deployed
 from tests.support.waiting import until
 
 PERIOD_S = 9.0
@@ -92,6 +93,33 @@ def test_the_engine_is_awake_before_the_burst(service: Service, client: OpenAI) 
     assert unasked >= BURSTS - 1
     assert statistics.median(first_tokens["ahead"]) < 0.7 * statistics.median(first_tokens["by requests"])
     until(lambda: outcomes(service).get("used", 0) >= BURSTS - 1)
+
+
+def test_without_a_forecaster_it_answers_and_the_next_one_knows_what_the_last_one_knew(
+    service: Service, client: OpenAI
+) -> None:
+    known = planned(service)["gaps_seen"]
+    process = service.processes("ForecasterActor")[0]
+    process.kill()
+    assert all(first_s > 0 for first_s in burst(client, None))
+    until(lambda: gaps_seen(service) >= known)
+    assert process.pid != service.processes("ForecasterActor")[0].pid
+    assert service.processes("Forecaster"), "and its keeper is there as before"
+
+
+def gaps_seen(service: Service) -> int:
+    answer = httpx.get(f"{service.url}/admin/plan", params={"model": CHAT_MODEL}, timeout=30)
+    if answer.status_code == 503:
+        return -1
+    return answer.json()["models"].get(CHAT_MODEL, {}).get("gaps_seen", -1)
+
+
+def test_the_plan_is_shown(service: Service) -> None:
+    shown = subprocess.run(
+        [command("flashserve"), "forecast", "--url", service.url], check=True, capture_output=True, text=True
+    ).stdout
+    assert CHAT_MODEL in shown
+    assert "replicas needed" in shown
 
 
 def outcomes(service: Service) -> dict[str, float]:

@@ -77,6 +77,8 @@ def test_by_the_plan_by_load_and_to_nothing() -> None:
     ray.get(forecaster.say.remote(2))
     pool = PoolConfig(name="pool", min_replicas=0, max_replicas=3)
     scaling = scaling_of(pool, AutoscalingConfig(target_ongoing_requests=1, downscale_s=2))
+    # As quick as Serve allows, where its usual windows would be most of this test.
+    scaling["autoscaling_config"] |= {"look_back_period_s": 1.0, "metrics_interval_s": 0.5}
     held = serve.deployment(Held, ray_actor_options={"num_cpus": 0}, max_ongoing_requests=10, **scaling)
     handle = serve.run(held.bind(), name=APPLICATION, route_prefix=None)
 
