@@ -291,7 +291,7 @@ class Gateway:
         source = await asyncio.to_thread(self._sources.localize, configured.source or configured.path)
         spec = replace(configured, path=str(source.directory))
         config = await asyncio.to_thread(engine_config, spec)
-        replicas = self._pools[entry.pool]
+        replicas, fleet = self._pools[entry.pool], self._fleets.of(entry.pool)
         try:
             tasks = await replicas.supported_tasks.remote(spec.id)
         except (RayError, RayServeException, DeploymentError) as error:
@@ -306,7 +306,9 @@ class Gateway:
             supported_tasks=tasks,
             pool=ModelPool(
                 replicas,
-                choose=self._fleets.of(entry.pool).place_for,
+                choose=fleet.place_for,
+                elsewhere_s=fleet.elsewhere_s,
+                lose_engine=fleet.lose_engine,
                 metrics=StreamMetrics(spec.id),
                 demand=self._forecasts.demand,
             ),

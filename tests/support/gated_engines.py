@@ -7,7 +7,7 @@ from deployments.errors import WakeError
 from deployments.fake_engine import ASLEEP_BYTES, AWAKE_BYTES, FakeEngine
 from deployments.residency import Limits
 from deployments.residents import Residents
-from deployments.types import ModelSpec
+from deployments.types import ModelSpec, StartReport
 
 ONE_AWAKE = AWAKE_BYTES + 3 * ASLEEP_BYTES
 
@@ -22,10 +22,14 @@ class GatedEngine(FakeEngine):
         self.gate.set()
         self.broken = False
         self.is_stopped = False
+        self.found_in = "dram"
 
     async def stop(self) -> None:
         self.is_stopped = True
         await super().stop()
+
+    def start_report(self) -> StartReport:
+        return {**super().start_report(), "found_in": self.found_in, "snapshot_id": "its snapshot"}
 
     async def wake(self, snapshot: Path | None = None) -> None:
         self.wakes += 1
@@ -41,12 +45,13 @@ class Setup:
     def __init__(self) -> None:
         self.engines: dict[str, list[GatedEngine]] = {}
         self.made: list[Residents] = []
+        self.tier = "dram"
 
     async def __call__(
         self, *specs: ModelSpec, budget_bytes: int = 10**6, max_wait_s: float = 10, min_residency_s: float = 0.0
     ) -> Residents:
         limits = Limits(budget_bytes, min_residency_s=min_residency_s, max_starvation_s=1.0)
-        made = Residents(list(specs), self._make, limits, max_wait_s)
+        made = Residents(list(specs), self._make, limits, max_wait_s, lambda _: self.tier)
         self.made.append(made)
         made.run()
         for spec in specs:
