@@ -34,7 +34,7 @@ class ForecastKeeper:
         self._config = config
         self._directory = directory
         self._catalogue = catalogue
-        self._pools = {pool.name: (pool.max_replicas, resources_of(pool)) for pool in pools}
+        self._pools = {pool.name: (pool.min_replicas, pool.max_replicas, resources_of(pool)) for pool in pools}
         self._name = forecaster_name(serve.get_replica_context().app_name)
         self._entries: list[Entry] = []
         self._version: str | None = None
@@ -78,7 +78,8 @@ class ForecastKeeper:
                 async with asyncio.timeout(ANSWER_S):
                     if self._actor is None:
                         self._actor = await asyncio.to_thread(self._create)
-                    await self._actor.serves.remote(served(self._entries), self._pools)
+                    if self._version is not None:
+                        await self._actor.serves.remote(served(self._entries), self._pools)
             except (RayError, TimeoutError, ValueError) as error:
                 logger.info("the forecaster does not answer: %s", error)
                 self._actor = None

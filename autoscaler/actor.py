@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ logger = logging.getLogger(__name__)
 NAMESPACE = "flashserve"
 FORECASTER = "forecaster"
 TICK_S = 1.0
+SKEW_S = 60.0
+"""Whose clock is wrong by more is taken to have counted by this one's."""
 NODES_S = 5.0
 DAY_S = 86400.0
 PAST_S = 8 * DAY_S
@@ -68,6 +71,7 @@ class ForecasterActor:
         self._outlook = Outlook((), self._quantiles, self._steps)
         self._plan: dict[str, Any] = {}
         self._problems: dict[str, str] = {}
+        self._least: dict[str, int] = {}
         self._fitted: Path | None = None
         self._nodes = NodesAhead(self._directory / ".nodes-asked")
         self._metrics = PlanMetrics()
@@ -87,14 +91,17 @@ class ForecasterActor:
             loop.create_task(asyncio.to_thread(_forget_unfinished, self._directory)).add_done_callback(_noted)
             self._loops.append(loop.create_task(self._every(self._config.refit_s, neural.NAME, self._refit)))
 
-    async def serves(self, models: dict[str, tuple[str, int]], pools: dict[str, tuple[int, dict[str, float]]]) -> None:
+    async def serves(
+        self, models: dict[str, tuple[str, int]], pools: dict[str, tuple[int, int, dict[str, float]]]
+    ) -> None:
         """Take what is served.
 
-        Of each model its pool and the sequences of an engine; of each pool how many replicas it may have, and what one
-        asks of Ray.
+        Of each model its pool and the sequences of an engine; of each pool how many replicas it has at least and may
+        have at most, and what one asks of Ray.
         """
-        self._planner.most = {pool: most for pool, (most, _) in pools.items()}
-        self._nodes.pools = {pool: resources for pool, (_, resources) in pools.items()}
+        self._least = {pool: least for pool, (least, _, _) in pools.items()}
+        self._planner.most = {pool: most for pool, (_, most, _) in pools.items()}
+        self._nodes.pools = {pool: resources for pool, (_, _, resources) in pools.items()}
         new = sorted(models.keys() - set(self._planner.models()))
         busy: dict[str, list[tuple[float, int]]] = {}
         if new:
@@ -106,7 +113,11 @@ class ForecasterActor:
 
     async def push(self, source: str, number: int, counts: list[Any], since_s: float, now_s: float) -> None:
         """Take counts: rows of (series, at_s, requests, tokens); see ``Push``. Raises ReportError."""
-        push = Push(source, number, tuple(read_counts(counts)), now_s, since_s)
+        ahead_s = now_s - time.time()
+        if abs(ahead_s) < SKEW_S:
+            ahead_s = 0.0
+        rows = (replace(count, at_s=count.at_s - ahead_s) for count in read_counts(counts))
+        push = Push(source, number, tuple(rows), now_s - ahead_s, since_s - ahead_s)
         if self._intake.take(push):
             self._planner.learn(push.counts)
 
@@ -159,7 +170,9 @@ class ForecasterActor:
 
     async def _look_ahead(self) -> None:
         if self._plan:
-            need = {pool: each["need"] for pool, each in self._plan["pools"].items()}
+            planned = self._plan["pools"]
+            # A pool that nobody needs has its replicas nevertheless.
+            need = {pool: [least, *planned.get(pool, {}).get("need", ())] for pool, least in self._least.items()}
             await asyncio.to_thread(self._nodes.follow, need)
 
     async def _see_fine(self) -> None:

@@ -19,6 +19,9 @@ RATE_MEMORY_S = 3600.0
 LATE_S = 5.0
 """Counts that come later than this behind others are history, but teach no gaps."""
 
+WRONG_S = 60.0
+"""What was counted so far ahead was counted by a clock that has been put right since."""
+
 
 @dataclass
 class Learner:
@@ -63,6 +66,9 @@ class Learner:
 
     def bucket(self, now_s: float) -> None:
         """End a bucket of counting."""
+        if self.newest_s > now_s + WRONG_S:
+            self.newest_s, self.free_at_s = -math.inf, []
+            self._in_hand.clear()
         if self._counted_from_s is not None and now_s > self._counted_from_s:
             self.ahead.habits.counted(self._counted, now_s - self._counted_from_s, RATE_MEMORY_S)
         self._counted, self._counted_from_s = 0, now_s

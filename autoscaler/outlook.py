@@ -41,18 +41,26 @@ class Outlook:
         self._coarse: Forecast | None = None
         self._by: list[str] = []
         self._dense = np.zeros(len(models), bool)
+        self._seen_s: float | None = None
 
     def see_fine(self, past: Past) -> None:
         """Forecast from recent buckets, [models, buckets]. Raises ForecastError."""
         self._fine = forecast(FINE, past, FINE_STEPS, self.quantiles)
 
     def see_coarse(self, past: Past, neural: Floats | None = None) -> None:
-        """Judge by the coarse bucket that has just ended, and forecast the next ones.
+        """Judge by the coarse buckets that have ended since the last time, and forecast the next ones.
 
         ``neural`` is NeuralProphet's [models, steps, quantiles]; numbers that are none are no opinion.
         """
         if past.buckets == 0:
             return
+        passed = 1 if self._seen_s is None else round((past.end_s - self._seen_s) / past.step_s)
+        if passed <= 0:
+            return
+        self._seen_s = past.end_s
+        for missed in range(min(passed, past.buckets) - 1, 0, -1):
+            self._accuracy.judge(past.counts[:, -1 - missed])
+            self._accuracy.remember([])
         self._accuracy.judge(past.counts[:, -1])
         made = [self._made(each, past) for each in COARSE]
         made.append(self._neural(past, neural))

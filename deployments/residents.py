@@ -420,7 +420,8 @@ class Residents:
         expected = self._expected.get(action.model_id)
         logger.info("%s %s: %s", action.kind, action.model_id, action.reason)
         unasked = not resident.waiting and not resident.is_wanted and resident.spec.pin != "gpu"
-        if action.kind in {"start", "wake"} and unasked and expected is not None:
+        is_due = expected is not None and expected.from_s <= time.monotonic() < expected.until_s
+        if action.kind in {"start", "wake"} and unasked and expected is not None and is_due:
             logger.info("%s is made ready ahead of requests: %s", action.model_id, expected.reason)
             self.prewarms.began(action.model_id, time.monotonic())
         match action.kind:

@@ -19,7 +19,7 @@ from autoscaler.history import History
 from autoscaler.types import Count
 
 SERVED = {"m": ("pool", 8)}
-POOLS = {"pool": (3, {"CPU": 1.0})}
+POOLS = {"pool": (0, 3, {"CPU": 1.0})}
 REPORT = {"replica_id": "r", "pool": "pool", "engines": {"m": {"state": "asleep", "wake_s": 0.4, "start_s": 3.0}}}
 
 

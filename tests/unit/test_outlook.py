@@ -91,6 +91,17 @@ def test_nonsense_is_no_opinion(past: Past, nonsense: float) -> None:
     assert all(math.isfinite(rate) for rate in rates.values())
 
 
+def test_buckets_that_come_twice_or_not_at_all_are_no_ones_fault(past: Past) -> None:
+    """What was said of a bucket is held against that bucket, whenever somebody looks."""
+    steady, odd = (Outlook(("a", "b"), QUANTILES, 3) for _ in range(2))
+    for bucket in range(past.buckets - 20, past.buckets - 3):
+        steady.see_coarse(past.until(bucket), perfect(past, bucket))
+        for _ in range(0 if bucket % 5 == 0 else 2):
+            odd.see_coarse(past.until(bucket), perfect(past, bucket))
+    for outlook in (steady, odd):
+        assert outlook.describe("a")["errors"][NEURAL]["wape"] == 0.0, "it was perfect"
+
+
 def test_another_shape_is_no_opinion(past: Past) -> None:
     outlook = Outlook(("a", "b"), QUANTILES, 3)
     outlook.see_coarse(past, np.zeros((7, 1, 1)))

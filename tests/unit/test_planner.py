@@ -139,6 +139,15 @@ def test_clocks_may_jump(setup: Setup) -> None:
     assert setup.order(PERIOD_S - 2.0).for_s > 0
 
 
+def test_a_clock_that_was_put_right_is_learnt_from_again(setup: Setup) -> None:
+    setup.planner.learn([Count("m", setup.now_s + 1e6, 1)])
+    setup.bursts(2)
+    assert setup.planner.tick(setup.now_s)["models"]["m"]["gaps_seen"] == 0, "as if all were late"
+    setup.planner.bucket(setup.now_s)
+    setup.bursts(12)
+    assert setup.order(PERIOD_S - 2.0).for_s > 0
+
+
 def test_counts_that_come_late_teach_nothing_wrong(setup: Setup) -> None:
     setup.bursts(12)
     setup.planner.learn([Count("m", setup.now_s - 45.0, 1), Count("m", math.nan, 3), Count("unknown", 1.0, 1)])
