@@ -15,6 +15,7 @@ from app.forecaster import ServedForecastKeeper
 from app.model_specs import check_models, store_config
 from autoscaler.actor import FORECASTER, NAMESPACE
 from autoscaler.config import AutoscalingConfig
+from autoscaler.history import history_file
 from deployments.nodes import NodeKeeper
 from deployments.replica import ServedEngineReplica
 from deployments.residency import NO_LIMIT_BYTES, Limits
@@ -169,6 +170,4 @@ def _forecaster(config: AppConfig, catalogue: Application, storage: StoreConfig)
         **_HEALTH,
         **_SHUTDOWN,
     )
-    # Beside the snapshots, of which other versions of the application may have the directory.
-    directory = storage.disk_dir.with_name(f"{storage.disk_dir.name}-arrivals")
-    return keeper.bind(config.autoscaling, str(directory), catalogue, config.pools)
+    return keeper.bind(config.autoscaling, str(history_file(storage.disk_dir)), catalogue, config.pools)

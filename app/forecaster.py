@@ -29,10 +29,10 @@ ANSWER_S = 10.0
 class ForecastKeeper:
     """Plain class; a Serve deployment with one replica."""
 
-    def __init__(self, config: AutoscalingConfig, directory: str, catalogue: Any, pools: list[PoolConfig]) -> None:
-        """``catalogue`` is a Serve handle; ``directory`` is where the arrival history is kept on this node."""
+    def __init__(self, config: AutoscalingConfig, history: str, catalogue: Any, pools: list[PoolConfig]) -> None:
+        """``catalogue`` is a Serve handle; ``history`` is the file in which arrivals are kept on this node."""
         self._config = config
-        self._directory = directory
+        self._history = history
         self._catalogue = catalogue
         self._pools = {pool.name: (pool.min_replicas, pool.max_replicas, resources_of(pool)) for pool in pools}
         self._name = forecaster_name(serve.get_replica_context().app_name)
@@ -97,7 +97,7 @@ class ForecastKeeper:
             "scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=False),
         }
         actor = ray.remote(ForecasterActor).options(**options)
-        return actor.remote(self._config.model_dump(), self._directory)
+        return actor.remote(self._config.model_dump(), self._history)
 
     def __repr__(self) -> str:
         return f"<ForecastKeeper of {self._name}>"

@@ -60,11 +60,11 @@ def forecaster_name(application: str) -> str:
 class ForecasterActor:
     """What Ray runs. Arguments and results are builtin types."""
 
-    def __init__(self, config: dict[str, Any], directory: str) -> None:
-        """``directory`` is where the history and the fitted models are kept."""
+    def __init__(self, config: dict[str, Any], history: str) -> None:
+        """``history`` is the file of the arrival history; the fitted models are kept beside it."""
         self._config = AutoscalingConfig.model_validate(config)
-        self._directory = Path(directory)
-        self._intake = Intake(self._directory / "history.db")
+        self._directory = Path(history).parent
+        self._intake = Intake(Path(history))
         self._planner = Planner(self._config)
         self._quantiles = quantiles_of(self._config.quantile)
         self._steps = min(6, 2 + int(self._config.horizon_s // self._config.season_bucket_s))

@@ -37,6 +37,11 @@ CREATE TABLE pushes (source TEXT PRIMARY KEY, number INTEGER NOT NULL, at_s INTE
 """
 
 
+def history_file(snapshots: Path) -> Path:
+    """Return where the history is: beside the disk tier of snapshots."""
+    return snapshots.with_name(f"{snapshots.name}-arrivals") / "history.db"
+
+
 @dataclass(frozen=True)
 class Pushed:
     """What became of a push: how many counts were kept, and why the others were not."""
@@ -109,13 +114,18 @@ class History:
             self._ids.clear()
             raise HistoryError(str(self._path), str(error)) from error
 
-    def import_log(self, counts: Sequence[Count], now_s: float) -> Pushed:
-        """Add a whole log: what it doesn't count between its ends did not arrive. Raises as ``push``."""
+    def import_log(self, counts: Sequence[Count], now_s: float, *, source: str | None = None) -> Pushed:
+        """Add a whole log: what it doesn't count between its ends did not arrive. Raises as ``push``.
+
+        A log of the same ``source`` that was added within the last day is a duplicate.
+        """
         if not counts:
             return Pushed(0)
         begin_s, end_s = min(count.at_s for count in counts), max(count.at_s for count in counts)
         try:
             with self._database:
+                if source is not None and not self._is_new(source, 0, now_s):
+                    return Pushed(0, duplicate=True)
                 for bucket_s, kept_s in RETENTION_S.items():
                     low = int(max(begin_s, now_s - kept_s) // bucket_s)
                     buckets = range(low, int(min(end_s, now_s) // bucket_s) + 1)

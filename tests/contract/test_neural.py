@@ -78,7 +78,7 @@ async def test_the_forecaster_fits_it_and_asks_it(tmp_path: Path) -> None:
     with History(tmp_path / "history.db") as history:
         counts = [Count("m", now_s - 300 * index, 30 + 20 * (index % 288 < 100)) for index in range(3 * 288)]
         history.import_log(counts, now_s)
-    forecaster = ForecasterActor({"refit_s": 1e6}, str(tmp_path))
+    forecaster = ForecasterActor({"refit_s": 1e6}, str(tmp_path / "history.db"))
     await forecaster.serves({"m": ("pool", 8)}, {"pool": (0, 1, {})})
     await forecaster._see_fine()
     await forecaster._refit()

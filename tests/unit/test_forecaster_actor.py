@@ -29,7 +29,7 @@ class Setup:
         self.made: list[ForecasterActor] = []
 
     async def __call__(self, **config: Any) -> ForecasterActor:
-        made = ForecasterActor({"bucket_s": 1, "neural": False} | config, str(self.directory))
+        made = ForecasterActor({"bucket_s": 1, "neural": False} | config, str(self.directory / "history.db"))
         self.made.append(made)
         await made.serves(SERVED, POOLS)
         return made
