@@ -17,6 +17,7 @@ import ray
 from ray.exceptions import RayError
 
 from autoscaler.actor import NAMESPACE
+from autoscaler.errors import ReportError
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,12 @@ class Demand:
         try:
             async with asyncio.timeout(ANSWER_S):
                 await self._push(self._source, batch.number, batch.rows, batch.since_s, now_s)
+        except ReportError:
+            # It would never take them: those after them shall not wait.
+            logger.exception("the forecaster refuses counts")
+            self.forgotten += sum(requests for _, _, requests, _ in batch.rows)
+            self._batch = None
+            return False
         except (RayError, ValueError, TimeoutError) as error:
             logger.debug("the forecaster takes no counts: %s", error)
             self._bound()

@@ -30,6 +30,7 @@ LONGEST_S = 600.0
 """What is decided for longer is decided again."""
 MAX_STEPS = 60
 MOST_REPLICAS = 1000
+MOST_PER_S = 1e9
 RESTORED = 300
 """Busy seconds of a model that are learnt from again after a restart; older gaps have faded."""
 FIRST_START_S = 10.0
@@ -299,7 +300,8 @@ class Planner:
                 continue
             rates = self.upper.get(model_id, ())
             for step in range(min(steps, len(rates))):
-                working[step] += (_usable(rates[step]) or 0.0) * model.learner.ahead.habits.service_s
+                rate_per_s = min(MOST_PER_S, _usable(rates[step]) or 0.0)
+                working[step] += rate_per_s * model.learner.ahead.habits.service_s
         # Less than one sequence at a time is no reason for a replica: whether one is worth it, engines say.
         sustained = [each / self.config.target_ongoing_requests if each >= 1 else 0.0 for each in working]
         most = self.most.get(pool, MOST_REPLICAS)

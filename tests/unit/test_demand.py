@@ -7,6 +7,7 @@ import pytest
 
 from app import demand as demand_module
 from app.demand import Demand
+from autoscaler.errors import ReportError
 
 
 class Forecaster:
@@ -97,6 +98,17 @@ async def test_a_long_outage_is_kept_coarser_and_then_forgotten(setup: Setup, mo
     while not await setup.demand.push() or setup.demand._counts:
         pass
     assert setup.forecaster.total() + setup.demand.forgotten == 2000
+
+
+async def test_what_is_refused_holds_up_nothing(setup: Setup) -> None:
+    setup.demand.asked("m")
+    setup.forecaster.fails = ReportError("told to")
+    assert not await setup.demand.push()
+    setup.forecaster.fails = None
+    setup.demand.asked("n")
+    assert await setup.demand.push()
+    assert setup.forecaster.counts == {("n", 1000.0): [1, 0]}
+    assert setup.demand.forgotten == 1
 
 
 async def test_a_forecaster_that_hangs_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
