@@ -172,6 +172,7 @@ class ApiError(AppError):
 _STATUS: dict[type[Exception], HTTPStatus] = {
     ConfigError: HTTPStatus.BAD_REQUEST,
     CatalogueError: HTTPStatus.SERVICE_UNAVAILABLE,
+    ForecastUnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
     UnknownModelError: HTTPStatus.NOT_FOUND,
     InvalidRequestError: HTTPStatus.BAD_REQUEST,
     RequestRejectedError: HTTPStatus.BAD_REQUEST,
