@@ -16,6 +16,7 @@ from autoscaler import neural
 from autoscaler.actor import ForecasterActor
 from autoscaler.errors import ForecastError, ReportError
 from autoscaler.history import History
+from autoscaler.nodes_ahead import NodesAhead
 from autoscaler.types import Count
 
 SERVED = {"m": ("pool", 8)}
@@ -27,9 +28,11 @@ class Setup:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.made: list[ForecasterActor] = []
+        self.asked: list[Any] = []
 
     async def __call__(self, **config: Any) -> ForecasterActor:
         made = ForecasterActor({"bucket_s": 1, "neural": False} | config, str(self.directory / "history.db"))
+        made._nodes = NodesAhead(self.directory / "asked", self.asked.append, lambda: [{"CPU": 2.0}])
         self.made.append(made)
         await made.serves(SERVED, POOLS)
         return made
@@ -54,7 +57,7 @@ async def told(forecaster: ForecasterActor, holds: Callable[[dict[str, Any]], ob
 
 
 async def push(forecaster: ForecasterActor, number: int, at_s: float, requests: int = 1) -> None:
-    await forecaster.push("gateway", number, [["m", at_s, requests, 10]], at_s, at_s + 1)
+    await forecaster.push("gateway", number, [["m", at_s, requests, 10]], at_s, time.time())
 
 
 async def test_what_is_pushed_is_planned_with_and_kept(setup: Setup) -> None:
@@ -86,6 +89,27 @@ async def test_another_one_has_learnt_what_the_last_one_knew(setup: Setup) -> No
     forecaster = await setup()
     plan = await told(forecaster, lambda plan: plan["models"]["m"]["gaps_seen"] > 40)
     assert 30 < plan["models"]["m"]["quiet_s"] < 60
+
+
+async def test_counts_of_a_clock_that_is_wrong_are_of_now(setup: Setup) -> None:
+    forecaster = await setup()
+    now_s = time.time()
+    for wrong_s in (-1e6, 1e6):
+        counted_s = now_s + wrong_s
+        await forecaster.push(f"clock {wrong_s}", 1, [["m", counted_s - 5, 7, 0]], counted_s - 6, counted_s)
+    await told(forecaster, lambda plan: plan["models"]["m"]["quiet_s"] is not None)
+    with History(setup.directory / "history.db") as history:
+        await told(forecaster, lambda _: np.nansum(history.read(["m"], 1, now_s - 60, now_s + 1).counts) == 14)
+
+
+async def test_nodes_are_asked_for_once_the_plan_outgrows_them(setup: Setup) -> None:
+    forecaster = await setup()
+    await told(forecaster, lambda _: True)
+    forecaster._plan["pools"]["pool"]["need"] = [1, 3, 0]
+    await forecaster._look_ahead()
+    assert setup.asked == [[{"CPU": 1.0}] * 3]
+    await forecaster.close()
+    assert setup.asked[-1] == [], "withdrawn when it ends"
 
 
 async def test_a_models_demand_lately(setup: Setup) -> None:
