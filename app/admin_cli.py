@@ -31,7 +31,7 @@ def status(
     stages: Annotated[bool, typer.Option(help="show how long each part of the last start took")] = False,
 ) -> None:
     """Show each model's engine: its state and since when, its requests, how long it takes to start and to wake."""
-    engines = _get(url, "/admin/models")["models"]
+    engines = get(url, "/admin/models")["models"]
     columns = ("model", "state", "for", "requests", "memory", "start", "wake", "weights")
     # Wide enough for what is in it, also in a narrow terminal: half a name helps nobody.
     table = Table(
@@ -111,7 +111,7 @@ def remove_model(model: str, url: Url = DEFAULT_URL) -> None:
 
 def tiers(url: Url = DEFAULT_URL) -> None:
     """Show what each node's tiers hold, who uses it, and how full they are."""
-    for node, held in _get(url, "/admin/tiers")["nodes"].items():
+    for node, held in get(url, "/admin/tiers")["nodes"].items():
         table = Table("tier", "snapshot", "model", "size", "in use by", "uses", "last used", title=f"node {node}")
         for name, tier in held.items():
             if name == "error":
@@ -133,7 +133,8 @@ def _row(snapshot: dict[str, Any]) -> tuple[str, ...]:
     return "", snapshot["id"][:_ID_DIGITS] + pinned, snapshot["name"] + notes, size, leases, str(snapshot["uses"]), used
 
 
-def _get(url: str, path: str) -> dict[str, Any]:
+def get(url: str, path: str) -> dict[str, Any]:
+    """Return what the service answers. Raises ServiceUnreachableError, RefusedError."""
     return _ask("GET", url, path)
 
 

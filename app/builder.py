@@ -11,13 +11,16 @@ from ray.serve.config import RequestRouterConfig
 
 from app.catalogue import Catalogue, Entry
 from app.config import AppConfig, PoolConfig, parse_config
+from app.forecaster import ServedForecastKeeper
 from app.model_specs import check_models, store_config
+from autoscaler.actor import FORECASTER, NAMESPACE
+from autoscaler.config import AutoscalingConfig
+from autoscaler.history import history_file
 from deployments.nodes import NodeKeeper
 from deployments.replica import ServedEngineReplica
-from deployments.residency import Limits
+from deployments.residency import NO_LIMIT_BYTES, Limits
 from storage.store import StoreConfig
 
-NO_LIMIT_BYTES = 1 << 62
 # How long a busy engine keeps others waiting, and how long any model may be kept waiting by its patient objective.
 MIN_RESIDENCY_S = 5.0
 MAX_STARVATION_S = 30.0
@@ -34,6 +37,9 @@ _LIGHT = {"num_cpus": 0, "runtime_env": _ONE_LOOP}
 _FOLLOWERS = 10_000
 # By name: gateways import it, Serve's controller need not.
 _ROUTER = "deployments.served_router.ServedReplicaRouter"
+_POLICY = "autoscaler.serve_policy:ForecastPolicy"
+# More than the ten seconds between two reports of load to Serve; replicas tell the forecaster of theirs each second.
+_LOOK_BACK_S = 15.0
 _SHUTDOWN = {"graceful_shutdown_wait_loop_s": 1, "graceful_shutdown_timeout_s": 30}
 
 
@@ -49,6 +55,7 @@ def build_app(args: dict[str, Any]) -> Application:
     entries = check_models(config)
     storage = store_config(config.storage)
     catalogue = _catalogue(entries, storage)
+    forecaster = _forecaster(config, catalogue, storage)
     from app.gateway import ingress  # noqa: PLC0415 - imports vLLM, which takes seconds: only for a good configuration
 
     gateway = serve.deployment(
@@ -66,6 +73,7 @@ def build_app(args: dict[str, Any]) -> Application:
         pools={pool.name: _pool(pool, catalogue, config, storage) for pool in config.pools},
         nodes=_nodes(storage, config),
         storage=storage,
+        forecaster=forecaster,
     )
 
 
@@ -95,9 +103,7 @@ def _nodes(storage: StoreConfig, config: AppConfig) -> Application:
 
 
 def _pool(pool: PoolConfig, catalogue: Application, config: AppConfig, storage: StoreConfig) -> Application:
-    scaling: dict[str, Any] = {"num_replicas": pool.min_replicas}
-    if pool.max_replicas > pool.min_replicas:
-        scaling = {"autoscaling_config": {"min_replicas": pool.min_replicas, "max_replicas": pool.max_replicas}}
+    scaling = scaling_of(pool, config.autoscaling)
     options: dict[str, Any] = {"num_cpus": pool.num_cpus, "num_gpus": pool.num_gpus, "runtime_env": _ONE_LOOP}
     if pool.accelerator_type is not None:
         options["accelerator_type"] = pool.accelerator_type
@@ -114,5 +120,54 @@ def _pool(pool: PoolConfig, catalogue: Application, config: AppConfig, storage: 
     )
     budget_bytes = NO_LIMIT_BYTES if pool.device_bytes is None else pool.device_bytes
     limits = Limits(budget_bytes, min_residency_s=MIN_RESIDENCY_S, max_starvation_s=MAX_STARVATION_S)
-    wait_s = config.admission.max_wait_s
-    return deployment.bind(catalogue=catalogue, pool=pool.name, storage=storage, limits=limits, max_wait_s=wait_s)
+    return deployment.bind(
+        catalogue=catalogue,
+        pool=pool.name,
+        storage=storage,
+        limits=limits,
+        max_wait_s=config.admission.max_wait_s,
+        forecaster=None if config.autoscaling is None else FORECASTER,
+    )
+
+
+def scaling_of(pool: PoolConfig, autoscaling: AutoscalingConfig | None) -> dict[str, Any]:
+    """Return Serve's options that say how many replicas a pool has."""
+    if pool.max_replicas <= pool.min_replicas:
+        return {"num_replicas": pool.min_replicas}
+    bounds = {"min_replicas": pool.min_replicas, "max_replicas": pool.max_replicas}
+    return {"autoscaling_config": bounds | _policy(pool, autoscaling)}
+
+
+def _policy(pool: PoolConfig, autoscaling: AutoscalingConfig | None) -> dict[str, Any]:
+    """Return what makes Serve scale a pool by load and forecast; without forecasts, it scales by its own rule."""
+    if autoscaling is None:
+        return {}
+    arguments = {
+        "forecaster": FORECASTER,
+        "namespace": NAMESPACE,
+        "pool": pool.name,
+        "target_ongoing": autoscaling.target_ongoing_requests,
+        "hold_s": autoscaling.downscale_s,
+    }
+    return {
+        # The delays are the policy's own: what is measured counts at once.
+        "upscale_delay_s": 0.0,
+        "downscale_delay_s": 0.0,
+        "look_back_period_s": _LOOK_BACK_S,
+        "target_ongoing_requests": autoscaling.target_ongoing_requests,
+        "policy": {"policy_function": _POLICY, "policy_kwargs": arguments},
+    }
+
+
+def _forecaster(config: AppConfig, catalogue: Application, storage: StoreConfig) -> Application | None:
+    if config.autoscaling is None:
+        return None
+    keeper = serve.deployment(
+        ServedForecastKeeper,
+        name="Forecaster",
+        max_ongoing_requests=100,
+        ray_actor_options=_LIGHT,
+        **_HEALTH,
+        **_SHUTDOWN,
+    )
+    return keeper.bind(config.autoscaling, str(history_file(storage.disk_dir)), catalogue, config.pools)

@@ -110,10 +110,12 @@ class SequenceCarrier:
         Raises:
             What its client is told, as vLLM's OpenAI classes know it.
         """
+        self._pool.count_asked(self._ask)
         try:
             while not self._ended.is_set():
                 await self._carry_on()
         finally:
+            self._pool.count_delivered(self._ask, len(self.delivered))
             if self._moving is not None:
                 self._moving.cancel()
 

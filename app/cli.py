@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from app import admin_cli, replay_cli
+from app import admin_cli, forecast_cli, replay_cli
 from app.errors import AppError
+from app.history_cli import cli as history_cli
 from app.snapshot_cli import cli as snapshot_cli
 from autoscaler.errors import AutoscalerError
 from deployments.errors import DeploymentError
@@ -15,6 +16,7 @@ from storage.errors import StorageError
 
 cli = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
 cli.add_typer(snapshot_cli, name="snapshot")
+cli.add_typer(history_cli, name="history")
 cli.add_typer(admin_cli.model_cli, name="model")
 cli.command()(admin_cli.status)
 cli.command()(admin_cli.wake)
@@ -23,6 +25,7 @@ cli.command()(admin_cli.stop)
 cli.command()(admin_cli.migrate)
 cli.command()(admin_cli.tiers)
 cli.command(name="replay")(replay_cli.run)
+cli.command(name="forecast")(forecast_cli.run)
 console = Console()
 
 ConfigFile = Annotated[Path, typer.Argument(help="Serve config file that names app.builder:build_app")]

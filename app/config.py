@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 from rapidfuzz import process
 
 from app.errors import ConfigError
+from autoscaler.config import AutoscalingConfig
 
 
 class _Section(BaseModel):
@@ -144,6 +145,9 @@ class AppConfig(_Section):
     gateway: GatewayConfig = GatewayConfig()
     admission: AdmissionConfig = AdmissionConfig()
     storage: StorageConfig = StorageConfig()
+    autoscaling: AutoscalingConfig | None = Field(
+        AutoscalingConfig(), description="forecasts that scale ahead of demand; null: by requests alone"
+    )
 
     def pool_of(self, model_id: str) -> PoolConfig:
         """Return the first pool that hosts the model.

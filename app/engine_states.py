@@ -28,6 +28,12 @@ UNHEARD_OF: EngineDescription = {
 """A model that was added just now, and no replica has heard of."""
 
 
+def gone(engine: EngineDescription) -> EngineDescription:
+    """Return what is left of an engine whose replica was given back: how it was, and that it is cold."""
+    nothing = {"state": "cold", "reason": None, "since_s": 0.0, "requests": 0, "waiting": 0}
+    return engine | nothing | {"awake_bytes": 0, "asleep_bytes": 0}  # type: ignore[return-value]
+
+
 def merged(replicas: Iterable[Mapping[str, EngineDescription]]) -> dict[str, EngineDescription]:
     """Return for each model the engine that is nearest to serving, with the counts of all of them."""
     engines: dict[str, list[EngineDescription]] = {}

@@ -7,6 +7,7 @@ AppError
 ├── BodyTooLargeError     the request's body is over the limit
 ├── RequestEndsEnginesError  engines ended under the request, one after the other; it is not tried again
 ├── CatalogueError        what was changed at run time could not be kept
+├── ForecastUnavailableError  there is no forecaster, or it does not answer; everything else goes on
 ├── ServiceUnreachableError  no service answers where the command line looks for one
 ├── RefusedError          the service refuses what the command line asks for
 ├── LaunchError           the machine can't run the service, or it didn't come up
@@ -109,6 +110,17 @@ class RequestEndsEnginesError(AppError):
         )
 
 
+class ForecastUnavailableError(AppError):
+    """There is no plan to show."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"There is no plan to show: {self.reason}"
+
+
 class ServiceUnreachableError(AppError):
     """No FlashServe answers at ``url``."""
 
@@ -160,6 +172,7 @@ class ApiError(AppError):
 _STATUS: dict[type[Exception], HTTPStatus] = {
     ConfigError: HTTPStatus.BAD_REQUEST,
     CatalogueError: HTTPStatus.SERVICE_UNAVAILABLE,
+    ForecastUnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
     UnknownModelError: HTTPStatus.NOT_FOUND,
     InvalidRequestError: HTTPStatus.BAD_REQUEST,
     RequestRejectedError: HTTPStatus.BAD_REQUEST,

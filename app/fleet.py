@@ -8,14 +8,14 @@ and questions to all of them. Does not cover: the estimate (``deployments.estima
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 import msgspec
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
-from app.engine_states import merged
+from app.engine_states import gone, merged
 from app.migration import ResumeCost
 from app.prefixes import PrefixTable
 from deployments.errors import DeploymentError
@@ -35,12 +35,15 @@ Command = Literal["wake", "sleep", "stop"]
 class Fleet:
     """One pool; one event loop. ``run`` first."""
 
-    def __init__(self, replicas: Any, placements: Placements) -> None:
-        """``replicas`` is a Serve handle."""
+    def __init__(self, replicas: Any, placements: Placements, *, may_be_empty: bool = False) -> None:
+        """``replicas`` is a Serve handle; ``may_be_empty`` tells whether to have none is as it should be."""
+        self._may_be_empty = may_be_empty
         self._replicas = replicas
         self._placements = placements
         self._views: dict[str, ReplicaView] = {}
         self._prefixes = PrefixTable()
+        # What was last heard of each model, for when there is no replica.
+        self._described: dict[str, EngineDescription] = {}
         self._looking: asyncio.Task[None] | None = None
 
     def run(self, reply_to: ReplyTo) -> None:
@@ -99,18 +102,22 @@ class Fleet:
         return min((estimate_s for estimate_s in estimates_s if estimate_s is not None), default=None)
 
     async def describe(self) -> dict[str, EngineDescription]:
-        """Return each model's engine: of several replicas', the one nearest to serving.
+        """Return each model's engine: of several replicas', the one nearest to serving; cold where there need be none.
 
         Raises:
             RayError, RayServeException: no replica answers.
         """
+        if self._may_be_empty and self._described and not self._there():
+            # Asking would start one: whoever only looks must not keep a pool from having none.
+            return {model_id: gone(engine) for model_id, engine in self._described.items()}
         told = await asyncio.gather(
             *(self._replicas.describe.remote({"place": place}) for place in self._everywhere()), return_exceptions=True
         )
         described = [each for each in told if not isinstance(each, BaseException)]
         if not described:
             raise next(error for error in told if isinstance(error, BaseException))
-        return merged(described)
+        self._described = merged(described)
+        return self._described
 
     async def command(self, name: Command, model_id: str) -> None:
         """Wake a model where it serves soonest, or put it to sleep or end it everywhere.
@@ -136,8 +143,8 @@ class Fleet:
     async def _look_after(self, reply_to: ReplyTo) -> None:
         while True:
             there = self._there()
-            for gone in self._views.keys() - there:
-                del self._views[gone]
+            for left in self._views.keys() - there:
+                del self._views[left]
             now_s = time.monotonic()
             silent = [replica_id for replica_id in there if self._is_silent(replica_id, now_s)]
             await asyncio.gather(*(self._ask_for_news(replica_id, reply_to) for replica_id in silent))
@@ -165,9 +172,13 @@ def _only(replica_id: str) -> Place:
 class Fleets:
     """The fleets of a gateway, by the names of their pools: the audience of its ``TokenStreams``."""
 
-    def __init__(self, pools: Mapping[str, Any], placements: Placements) -> None:
-        """``pools`` are Serve handles."""
-        self._fleets = {name: Fleet(handle, placements) for name, handle in pools.items()}
+    def __init__(
+        self, pools: Mapping[str, Any], placements: Placements, may_be_empty: Collection[str] = frozenset()
+    ) -> None:
+        """``pools`` are Serve handles; those named in ``may_be_empty`` may have no replica."""
+        self._fleets = {
+            name: Fleet(handle, placements, may_be_empty=name in may_be_empty) for name, handle in pools.items()
+        }
 
     def of(self, pool: str) -> Fleet:
         """Return one pool's."""

@@ -28,6 +28,7 @@ from app.engine_client import RemoteEngineClient
 from app.engine_states import UNHEARD_OF
 from app.errors import AppError, InvalidRequestError, ModelNotFoundError
 from app.fleet import Command, Fleets
+from app.forecasts import Forecasts
 from app.metrics import scrape
 from app.model_pool import ModelPool
 from app.model_specs import check_model
@@ -52,18 +53,26 @@ _PARSERS = {operation: TypeAdapter(kind) for operation, kind in REQUEST_TYPES.it
 class Gateway:
     """Plain class; ``ingress`` is what Serve deploys."""
 
-    def __init__(
-        self, config: AppConfig, catalogue: Any, pools: Mapping[str, Any], nodes: Any, storage: StoreConfig
+    def __init__(  # noqa: PLR0913, PLR0917 - what a gateway is wired to
+        self,
+        config: AppConfig,
+        catalogue: Any,
+        pools: Mapping[str, Any],
+        nodes: Any,
+        storage: StoreConfig,
+        forecaster: Any = None,
     ) -> None:
-        """``catalogue``, ``pools`` (by name) and ``nodes`` are Serve handles."""
+        """``catalogue``, ``pools`` (by name), ``nodes`` and ``forecaster`` (None without one) are Serve handles."""
         self._config = config
         self._catalogue = catalogue
         self._pools = pools
         self._nodes = nodes
         self._sources = SourceCache(storage.disk_dir, storage.s3_endpoint_url)
         self.header_wait_s = config.admission.header_wait_s
-        self._fleets = Fleets(pools, PLACEMENTS)
+        may_be_empty = {pool.name for pool in config.pools if pool.min_replicas == 0}
+        self._fleets = Fleets(pools, PLACEMENTS, may_be_empty)
         self._streams = TokenStreams(self._fleets)
+        self._forecasts = Forecasts(forecaster)
         self._layer = OpenAILayer(self._prepare)
         self._entries: dict[str, Entry] = {}
         self._version: str | None = None
@@ -163,6 +172,10 @@ class Gateway:
         """See ``routes.Service.tiers``."""
         return await self._nodes.tiers.remote()
 
+    async def plan(self, model: str | None) -> dict[str, Any]:
+        """See ``routes.Service.plan``."""
+        return await self._forecasts.plan(None if model is None else (await self.layer()).model_id(model))
+
     async def metrics(self) -> str:
         """See ``routes.Service.metrics``."""
         return await scrape()
@@ -205,6 +218,7 @@ class Gateway:
         """Close the feeds, which ends what replicas generate for this gateway."""
         for task in (self._listening, self._following, *self._beginning, *self._building.values()):
             task.cancel()
+        self._forecasts.close()
         self._fleets.close()
         self._streams.close()
 
@@ -296,6 +310,7 @@ class Gateway:
                 elsewhere_s=fleet.elsewhere_s,
                 lose_engine=fleet.lose_engine,
                 metrics=StreamMetrics(spec.id),
+                demand=self._forecasts.demand,
             ),
             streams=self._streams,
             adapters=adapters,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from app.attempts import as_vllm_error, failure_of, translated
+from app.demand import Demand
 from app.errors import RequestEndsEnginesError
 from app.migration import ResumeCost
 from app.resumption import GiveUp, History, RetryLimits, after_failure
@@ -31,6 +32,7 @@ class ModelPool:
     limits: RetryLimits = field(default_factory=RetryLimits)
     placements: Placements = PLACEMENTS
     metrics: StreamMetrics | None = None
+    demand: Demand | None = None
     choose: Callable[[GenerateRequest, ResumeCost], Place | None] = lambda _ask, _cost: None
     """Returns the replica for a sequence that isn't sent to a certain one; None to leave that to Serve."""
     elsewhere_s: Callable[[str, str | None], float | None] = lambda _model_id, _replica_id: None
@@ -43,6 +45,16 @@ class ModelPool:
     engines takes no other along that was only there."""
     resumes: int = 0
     moves: int = 0
+
+    def count_asked(self, ask: GenerateRequest | EmbedRequest) -> None:
+        """Count a sequence, or a prompt to pool, once however often it is asked for again."""
+        if self.demand is not None:
+            self.demand.asked(ask["model_id"], _adapter_id(ask))
+
+    def count_delivered(self, ask: GenerateRequest, tokens: int) -> None:
+        """Count what a sequence that has ended came to."""
+        if self.demand is not None:
+            self.demand.delivered(ask["model_id"], _adapter_id(ask), tokens)
 
     def count_resume(self, failure: str) -> None:
         """Count an attempt that is followed by another."""
@@ -60,6 +72,11 @@ class ModelPool:
         """Count a request that was lost for good."""
         if self.metrics is not None:
             self.metrics.given_up(reason)
+
+
+def _adapter_id(ask: GenerateRequest | EmbedRequest) -> str | None:
+    adapter = ask.get("adapter")
+    return adapter["id"] if adapter is not None else None
 
 
 class FailureCount:
@@ -106,6 +123,7 @@ class FailureCount:
 async def embedded(ask: EmbedRequest, pool: ModelPool) -> Embedding:
     """Return what a replica makes of a prompt, asking again when it is lost. Raises as ``SequenceCarrier.carry``."""
     failures = FailureCount(ask["model_id"], pool)
+    pool.count_asked(ask)
     while True:
         response = pool.replicas.embed.remote(ask)
         try:

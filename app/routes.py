@@ -105,6 +105,14 @@ class Service(Protocol):
         """Return what each node's tiers hold."""
         ...
 
+    async def plan(self, model: str | None) -> dict[str, Any]:
+        """Return what is expected and planned, with reasons; with ``model`` for it alone, and its demand lately.
+
+        Raises:
+            ForecastUnavailableError: there is no forecaster, or it does not answer.
+        """
+        ...
+
     async def metrics(self) -> str:
         """Return the metrics in Prometheus' text format."""
         ...
@@ -213,6 +221,10 @@ def _add_admin_routes(app: FastAPI, service: Service) -> None:
     @app.post("/admin/migrate", responses=_ERRORS)
     async def admin_migrate(command: MigrateCommand) -> dict[str, int]:
         return {"moving": await service.migrate(command.model, command.replica)}
+
+    @app.get("/admin/plan", responses=_ERRORS)
+    async def admin_plan(model: str | None = None) -> dict[str, Any]:
+        return await service.plan(model)
 
     @app.get("/admin/tiers")
     async def admin_tiers() -> dict[str, dict[str, Any]]:

@@ -12,6 +12,7 @@ from autoscaler.idle import Gaps
 from autoscaler.layers import Layer
 from autoscaler.policy import Decision, EngineAt, Load, decide
 from autoscaler.rest import Course, course
+from autoscaler.types import Floats
 
 ExpectedOf = Callable[[float], float | None]
 """The rate a second that is forecast from a moment on; None: there is no forecast."""
@@ -19,11 +20,14 @@ ExpectedOf = Callable[[float], float | None]
 COURSE_S = 300.0
 """A course is reckoned again after so long if anything was learnt, or at once while little is known."""
 YOUNG_GAPS = 20
+RETIMED = 0.2
+"""Start times that differ by more than this share make other courses."""
 
 
 @dataclass
 class _Reckoned:
     course: Course
+    hazard: Floats
     at_s: float
     gaps: int
     surge: float
@@ -69,7 +73,7 @@ class Ahead:
         known = Load(load.in_hand, load.queued, load.slots, self.habits.service_s)
 
         def course_of(level: int) -> Course:
-            return self._course(level, expected, now_s)
+            return self._reckoned(level, expected, now_s).course
 
         decision = decide(engines, known, self.layers, course_of, now_s, self.limit)
         if expected is None:
@@ -79,15 +83,27 @@ class Ahead:
             decision.layers, decision.measured, decision.floor, decision.reason, min(decision.look_again_s, again_s)
         )
 
-    def _course(self, level: int, expected: float | None, now_s: float) -> Course:
+    def outlook(self, level: int, now_s: float) -> tuple[Course, Floats]:
+        """Return the course of an idle level, and the hazard [bins] behind it, as ``decide`` goes by them."""
+        reckoned = self._reckoned(level, self.expected_of(now_s) if self.expected_of else None, now_s)
+        return reckoned.course, reckoned.hazard
+
+    def retime(self, layers: Sequence[Layer]) -> None:
+        """Go by other start times from now on, if they differ by much."""
+        pairs = list(zip(self.layers, layers, strict=True))
+        if any(abs(old.ready_s - new.ready_s) > RETIMED * old.ready_s for old, new in pairs):
+            self.layers = layers
+            self._courses.clear()
+
+    def _reckoned(self, level: int, expected: float | None, now_s: float) -> _Reckoned:
         seen = self.habits.gaps[level].seen if level < len(self.habits.gaps) else 0
         surge = self.habits.surge(level, self.slots, expected)
         known = self._courses.get(level)
         if known is not None and known.surge == surge:
             fresh = now_s - known.at_s < COURSE_S and (seen > YOUNG_GAPS or seen == known.gaps)
             if (seen == known.gaps and seen >= YOUNG_GAPS) or fresh:
-                return known.course
+                return known
         hazard = self.habits.hazard_per_s(level, self.slots, self.prior, expected)
         reckoned = course(hazard, self.habits.burst(level), self.layers, self.worth)
-        self._courses[level] = _Reckoned(reckoned, now_s, seen, surge)
-        return reckoned
+        self._courses[level] = _Reckoned(reckoned, hazard, now_s, seen, surge)
+        return self._courses[level]

@@ -19,4 +19,6 @@ class AutoscalingConfig(BaseModel):
     waiting_worth: float = Field(
         20.0, gt=0, description="seconds a device may idle to save one request one second of waiting"
     )
+    target_ongoing_requests: float = Field(8.0, gt=0, description="sequences that a replica is to work on at once")
+    downscale_s: float = Field(60.0, ge=0, description="how long fewer replicas have to do before one is given back")
     neural: bool = Field(default=True, description="fit NeuralProphet; it is used only where it forecasts best")

@@ -4,6 +4,7 @@ AutoscalerError
 ├── HistoryError          the database of arrivals can't be read or written; scaling goes on reactively
 ├── ImportFormatError     a log to import is not in the expected form; nothing of it was kept
 ├── TraceError            a trace to replay can't be read
+├── ReportError           what a gateway or replica says can't be understood; nothing of it was kept
 └── ForecastError         a forecaster could not be fitted, or gave no usable numbers
 
 All are picklable: every field is positional and goes to ``Exception.__init__``.
@@ -61,3 +62,14 @@ class ForecastError(AutoscalerError):
 
     def __str__(self) -> str:
         return f"The forecaster '{self.name}' gave no usable forecast: {self.reason}"
+
+
+class ReportError(AutoscalerError):
+    """What a gateway or a replica says of itself can't be understood."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"A report to the forecaster can't be understood: {self.reason}"

@@ -37,6 +37,11 @@ CREATE TABLE pushes (source TEXT PRIMARY KEY, number INTEGER NOT NULL, at_s INTE
 """
 
 
+def history_file(snapshots: Path) -> Path:
+    """Return where the history is: beside the disk tier of snapshots."""
+    return snapshots.with_name(f"{snapshots.name}-arrivals") / "history.db"
+
+
 @dataclass(frozen=True)
 class Pushed:
     """What became of a push: how many counts were kept, and why the others were not."""
@@ -83,8 +88,16 @@ class History:
         """Close the file."""
         self._database.close()
 
-    def push(self, counts: Iterable[Count], now_s: float, *, source: str = "", number: int | None = None) -> Pushed:
-        """Add counts, all or none; a push without counts says that nothing arrived.
+    def push(
+        self,
+        counts: Iterable[Count],
+        now_s: float,
+        *,
+        source: str = "",
+        number: int | None = None,
+        since_s: float | None = None,
+    ) -> Pushed:
+        """Add counts, all or none; a push without counts says that nothing arrived since ``since_s``, or just now.
 
         ``number`` grows with each push of ``source``; one that isn't higher than the last was here before. Several
         sources may count the same series in the same second: what they say is added.
@@ -96,18 +109,23 @@ class History:
             with self._database:
                 if number is not None and not self._is_new(source, number, now_s):
                     return Pushed(0, duplicate=True)
-                return self._add(list(counts), now_s)
+                return self._add(list(counts), now_s, since_s)
         except (sqlite3.Error, OverflowError) as error:
             self._ids.clear()
             raise HistoryError(str(self._path), str(error)) from error
 
-    def import_log(self, counts: Sequence[Count], now_s: float) -> Pushed:
-        """Add a whole log: what it doesn't count between its ends did not arrive. Raises as ``push``."""
+    def import_log(self, counts: Sequence[Count], now_s: float, *, source: str | None = None) -> Pushed:
+        """Add a whole log: what it doesn't count between its ends did not arrive. Raises as ``push``.
+
+        A log of the same ``source`` that was added within the last day is a duplicate.
+        """
         if not counts:
             return Pushed(0)
         begin_s, end_s = min(count.at_s for count in counts), max(count.at_s for count in counts)
         try:
             with self._database:
+                if source is not None and not self._is_new(source, 0, now_s):
+                    return Pushed(0, duplicate=True)
                 for bucket_s, kept_s in RETENTION_S.items():
                     low = int(max(begin_s, now_s - kept_s) // bucket_s)
                     buckets = range(low, int(min(end_s, now_s) // bucket_s) + 1)
@@ -239,13 +257,15 @@ class History:
         )
         return changed.rowcount > 0
 
-    def _add(self, counts: list[Count], now_s: float) -> Pushed:
+    def _add(self, counts: list[Count], now_s: float, since_s: float | None = None) -> Pushed:
         oldest_s, newest_s = now_s - max(RETENTION_S.values()), now_s + CLOCK_TOLERANCE_S
         usable = [count for count in counts if oldest_s <= count.at_s <= newest_s]
-        rows, covered = [], set()
+        rows: list[tuple[int, int, int, int, int]] = []
+        covered: set[tuple[int, int]] = set()
         for bucket_s, kept_s in RETENTION_S.items():
             # Whoever pushes has counted up to now.
-            covered.add((bucket_s, int(now_s // bucket_s)))
+            first_s = max(now_s - HOUR_S, min(now_s, since_s)) if since_s is not None else now_s
+            covered.update((bucket_s, each) for each in range(int(first_s // bucket_s), int(now_s // bucket_s) + 1))
             for count in usable:
                 if count.at_s >= now_s - kept_s:
                     bucket = int(count.at_s // bucket_s)

@@ -17,6 +17,7 @@ from queue import Empty
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autoscaler.errors import ForecastError
 from autoscaler.types import Floats, Past
@@ -122,7 +123,9 @@ def _fit(past: Past, shape: Shape, path: Path, threads: int) -> None:
         normalize="off",
         drop_missing=True,
     )
-    model.fit(_frame(past, scales), freq=f"{int(past.step_s)}s", progress=None, metrics=False)
+    model.fit(
+        _frame(past, scales, split=shape.lags + shape.steps), freq=f"{int(past.step_s)}s", progress=None, metrics=False
+    )
     temporary = path.with_suffix(".new")
     library.save(model, str(temporary))
     temporary.rename(path)
@@ -157,13 +160,31 @@ def _predict(path: Path, past: Past, shape: Shape, threads: int) -> Floats:
     return values
 
 
+def stretches(known: NDArray[np.bool_], longest: int) -> list[slice]:
+    """Return the buckets in which somebody counted, as stretches without a gap of ``longest`` or more, the last first.
+
+    Stretches that are themselves shorter are left out, but for the last.
+    """
+    places = np.flatnonzero(known)
+    if len(places) == 0:
+        return [slice(0, len(known))]
+    ends = np.flatnonzero(np.diff(places) > longest)
+    firsts, lasts = [places[0], *places[ends + 1]], [*places[ends], places[-1]]
+    found = [slice(int(first), int(last) + 1) for first, last in zip(firsts, lasts, strict=True)]
+    return [each for each in reversed(found) if each is found[-1] or each.stop - each.start >= longest]
+
+
 def _scales(counts: Floats) -> Floats:
     """Return [series]: what each is divided by, so that one model fits large and small ones."""
     means = np.nanmean(np.where(np.isfinite(counts), counts, np.nan), axis=1)
     return np.where(np.isfinite(means) & (means > 0), means, 1.0)
 
 
-def _frame(past: Past, scales: Floats) -> Any:
+def _frame(past: Past, scales: Floats, *, split: int | None = None) -> Any:
+    """Return what NeuralProphet takes; with ``split`` as series of their own what such a gap is between.
+
+    Across longer gaps, or with one at the beginning, it fits weights that are no numbers.
+    """
     import pandas as pd  # noqa: PLC0415 - with NeuralProphet
 
     begin_s = (
@@ -172,7 +193,20 @@ def _frame(past: Past, scales: Floats) -> Any:
         else past.end_s - past.buckets * past.step_s
     )
     times = pd.to_datetime(begin_s + past.step_s * np.arange(past.buckets), unit="s").round("1s")
+    parts = (
+        [slice(0, past.buckets)]
+        if split is None
+        else stretches(np.asarray(np.isfinite(past.counts).any(axis=0)), split)
+    )
     return pd.concat(
-        pd.DataFrame({"ID": str(row), "ds": times, "y": past.counts[row] / scales[row]})
+        pd.DataFrame(
+            {
+                # The last one's name is the series' own: it is asked for by that.
+                "ID": str(row) if number == 0 else f"{row}, {number} gaps ago",
+                "ds": times[part],
+                "y": past.counts[row, part] / scales[row],
+            }
+        )
         for row in range(past.counts.shape[0])
+        for number, part in enumerate(parts)
     )

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autoscaler.idle import BINS, EDGES_S, WIDTHS_S, bin_of
-from autoscaler.layers import Layer
+from autoscaler.layers import AWAKE, Layer
 from autoscaler.types import Floats
 
 _EDGES_S: list[float] = EDGES_S.tolist()
@@ -48,6 +48,20 @@ class Course:
                 change_s = _EDGES_S[index] - (lead_s if target < layer else 0.0)
                 soonest = min(soonest, change_s if change_s > age_s else math.inf)
         return soonest
+
+    def awake_span(self, age_s: float, layer: int) -> tuple[float, float] | None:
+        """Return from which age on an engine in ``layer`` should become awake, and until which it stays so unasked.
+
+        The beginning is early by what it takes; None if it isn't worth it at any age.
+        """
+        lead_s = self.ready_s[layer]
+        now = bin_of(age_s + lead_s)
+        begins = next((index for index in range(now, BINS) if self.moves[index][layer] == AWAKE), None)
+        if begins is None:
+            return None
+        ends = next((index for index in range(begins + 1, BINS) if self.moves[index][AWAKE] != AWAKE), None)
+        from_s = age_s if begins == now else _EDGES_S[begins] - lead_s
+        return max(age_s, from_s), math.inf if ends is None else _EDGES_S[ends]
 
 
 def course(hazard: Floats, burst: float, layers: Sequence[Layer], worth: float) -> Course:

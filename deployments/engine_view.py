@@ -8,6 +8,20 @@ State = Literal["cold", "starting", "awake", "sleeping", "asleep", "waking", "st
 
 
 @dataclass(frozen=True)
+class Expectation:
+    """What a plan says of a model that nobody has asked anything else of; times are the replica's own.
+
+    ``expected_per_s`` is the chance of being asked for in the next second; it should be awake from ``from_s`` until
+    ``until_s``, which are the same if it need not be.
+    """
+
+    expected_per_s: float
+    from_s: float
+    until_s: float
+    reason: str
+
+
+@dataclass(frozen=True)
 class EngineView:
     """One engine at one moment.
 

@@ -17,6 +17,7 @@ from deployments.feed import Feeds, GatewayFeed
 from deployments.hosting import HostedModels
 from deployments.news import Newsroom
 from deployments.nodes import NodeClient
+from deployments.plan_follower import PlanFollower
 from deployments.residency import Limits
 from deployments.residents import Residents
 from deployments.start_metrics import StartMetrics
@@ -63,6 +64,13 @@ class EngineReplica:
         self._hosted.run()
         self._news = Newsroom(pool, replica_id, self._residents)
         self._news.run()
+        self._plan: PlanFollower | None = None
+
+    def follow(self, forecaster: str, pool: str, replica_id: str) -> PlanFollower:
+        """Follow the plan of the actor ``forecaster`` from now on."""
+        self._plan = PlanFollower(forecaster, pool, replica_id, self._residents)
+        self._plan.run()
+        return self._plan
 
     async def generate(self, request: GenerateRequest) -> GenerateSummary:
         """Generate one sequence; its deltas go to the gateway's feed, the summary comes back when it has ended.
@@ -98,7 +106,11 @@ class EngineReplica:
         self._streaming[stream_id] = (model_id, feed)
         try:
             async with self._residents.use(model_id, keep_awake_s=request.get("keep_awake_s")) as engine:
-                return await self._stream(engine, request, feed)
+                begin_s = time.monotonic()
+                try:
+                    return await self._stream(engine, request, feed)
+                finally:
+                    self._residents.served(model_id, time.monotonic() - begin_s)
         finally:
             self._streaming.pop(stream_id, None)
 
@@ -136,7 +148,11 @@ class EngineReplica:
         """Pool one prompt. Raises as ``generate``, but for FeedError."""
         await self._catch_up(request["model_id"], request.get("revision"))
         async with self._residents.use(request["model_id"]) as engine:
-            return await engine.embed(request)
+            begin_s = time.monotonic()
+            try:
+                return await engine.embed(request)
+            finally:
+                self._residents.served(request["model_id"], time.monotonic() - begin_s)
 
     async def _catch_up(self, model_id: str, revision: str | None) -> None:
         """Let the news of a model arrive that the gateway has heard of already."""
@@ -192,6 +208,8 @@ class EngineReplica:
     async def close(self) -> None:
         """End every engine with its processes, and the feeds."""
         self._is_leaving = True
+        if self._plan is not None:
+            self._plan.close()
         self._feeds.close()
         self._news.close()
         self._hosted.close()
@@ -204,8 +222,18 @@ class EngineReplica:
 class ServedEngineReplica(EngineReplica):
     """What Serve deploys: Serve calls ``__del__`` by hand when it shuts a replica down, and awaits it."""
 
-    def __init__(self, catalogue: Any, pool: str, storage: StoreConfig, limits: Limits, max_wait_s: float) -> None:
-        node = NodeClient(serve.get_replica_context().app_name, storage)
+    def __init__(  # noqa: PLR0913, PLR0917 - as ``EngineReplica``
+        self,
+        catalogue: Any,
+        pool: str,
+        storage: StoreConfig,
+        limits: Limits,
+        max_wait_s: float,
+        forecaster: str | None = None,
+    ) -> None:
+        """``forecaster`` names the actor whose plan is followed, within the application."""
+        application = serve.get_replica_context().app_name
+        node = NodeClient(application, storage)
         metrics = StartMetrics()
         replica_id = serve.get_replica_context().replica_id.unique_id
         super().__init__(
@@ -217,6 +245,9 @@ class ServedEngineReplica(EngineReplica):
             replica_id,
             node.tier_of,
         )
+        if forecaster is not None:
+            self._residents.prewarms.tell = metrics.prewarmed
+            self.follow(f"{forecaster}:{application}", pool, replica_id)
 
     async def __del__(self) -> None:
         await self.close()

@@ -24,6 +24,9 @@ from typing import Literal
 
 from deployments.engine_view import EngineView, State
 
+NO_LIMIT_BYTES = 1 << 62
+"""The budget of a device without one."""
+
 ActionKind = Literal["start", "wake", "sleep", "stop"]
 
 NEXT_STATE: dict[ActionKind, State] = {"start": "starting", "wake": "waking", "sleep": "sleeping", "stop": "stopping"}

@@ -10,16 +10,17 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from deployments.engine import Engine
-from deployments.engine_view import EngineView
+from deployments.engine_view import EngineView, Expectation
 from deployments.errors import DeploymentError, EngineUnavailableError, ReplicaLeavingError, UnknownModelError
 from deployments.lifecycle import RETRY_FAILED_AFTER_S, EngineLifecycle
-from deployments.residency import Action, Limits, decide
+from deployments.prewarms import Prewarms
+from deployments.residency import NO_LIMIT_BYTES, Action, Limits, decide
 from deployments.types import EngineDescription, ModelSpec
 
 # How often engines are looked at when nothing happens: a death is noticed by then.
@@ -48,6 +49,9 @@ class _Resident:
     # A model is started once without being asked for, so that what it can do is known, and again after a death.
     is_wanted: bool = True
     tasks: list[str] | None = None
+    # Requests that have ended since somebody asked, and how long they took together.
+    served: int = 0
+    served_s: float = 0.0
     # It is no longer hosted, or (with a successor) not as it is: its engine ends after the requests in hand.
     is_leaving: bool = False
     successor: ModelSpec | None = None
@@ -78,6 +82,8 @@ class Residents:
         self._residents: dict[str, _Resident] = {}
         self.host(specs)
         self._draining: dict[str, str] = {}
+        self._expected: Mapping[str, Expectation] = {}
+        self.prewarms = Prewarms()
         self._operations: set[asyncio.Task[None]] = set()
         self._looking: asyncio.Task[None] | None = None
 
@@ -118,6 +124,38 @@ class Residents:
     def run(self) -> None:
         """Begin to look after the engines."""
         self._looking = asyncio.get_running_loop().create_task(self._look_after())
+
+    @property
+    def budget_bytes(self) -> int | None:
+        """The device's budget, None without one."""
+        return None if self._limits.budget_bytes >= NO_LIMIT_BYTES else self._limits.budget_bytes
+
+    def expect(self, expected: Mapping[str, Expectation]) -> None:
+        """Take what a plan says of models, in the place of what it said before.
+
+        Nothing is made room for because of it, and who has said how long a model stays awake, or that it shall sleep,
+        is obeyed instead.
+        """
+        self._expected = expected
+        self._kicked.set()
+
+    def served(self, model_id: str, seconds: float) -> None:
+        """Take a measurement: a request took so long from when it was admitted."""
+        resident = self._residents.get(model_id)
+        if resident is not None:
+            resident.served += 1
+            resident.served_s += seconds
+
+    def take_served(self) -> dict[str, tuple[int, float]]:
+        """Return by model how many requests have ended since this was asked, and how long one took on the mean."""
+        found = {
+            model_id: (each.served, each.served_s / each.served)
+            for model_id, each in self._residents.items()
+            if each.served
+        }
+        for model_id in found:
+            self._residents[model_id].served, self._residents[model_id].served_s = 0, 0.0
+        return found
 
     @asynccontextmanager
     async def use(
@@ -233,6 +271,7 @@ class Residents:
     async def _admitted(self, resident: _Resident, max_wait_s: float | None) -> Engine:
         if resident.life.state == "stopped":
             raise EngineUnavailableError(resident.spec.id, "the replica is stopping")
+        self.prewarms.asked(resident.spec.id, awake=resident.life.engine is not None)
         ticket: asyncio.Future[Engine] = asyncio.get_running_loop().create_future()
         resident.waiting[ticket] = time.monotonic()
         resident.is_dismissed = False
@@ -308,8 +347,10 @@ class Residents:
                 self._carry_out(action)
         for resident in self._residents.values():
             self._admit(resident)
-        until_s = decision.wait_until_s
-        return LOOK_PERIOD_S if until_s is None else min(LOOK_PERIOD_S, max(0.0, until_s - now_s))
+        looks_s = [each.from_s for each in self._expected.values() if each.from_s > now_s]
+        if decision.wait_until_s is not None:
+            looks_s.append(decision.wait_until_s)
+        return min(LOOK_PERIOD_S, max(0.0, min(looks_s, default=math.inf) - now_s))
 
     def _see_off(self, resident: _Resident) -> None:
         life = resident.life
@@ -326,6 +367,8 @@ class Residents:
 
     def _look_at(self, resident: _Resident, now_s: float) -> None:
         life = resident.life
+        if life.state not in {"starting", "waking", "awake"}:
+            self.prewarms.put_down(resident.spec.id, now_s)
         if life.is_dead():
             resident.is_wanted = True
             self._operate(life.bury())
@@ -348,6 +391,10 @@ class Residents:
         keep_awake_s = spec.keep_awake_s if resident.keep_awake_s is None else resident.keep_awake_s
         if keep_awake_s is None or not life.can_sleep:
             keep_awake_s = math.inf
+        expected = None if resident.keep_awake_s is not None else self._expected.get(spec.id)
+        kept_s = resident.keep_awake_until_s
+        if expected is not None and expected.from_s <= time.monotonic() < expected.until_s:
+            kept_s = max(kept_s or 0.0, expected.until_s)
         return EngineView(
             model_id=spec.id,
             state="failed" if life.state == "stopped" else life.state,
@@ -362,13 +409,21 @@ class Residents:
             oldest_waiting_since_s=waiting_since_s,
             woken_at_s=life.woken_at_s,
             draining=spec.id in self._draining,
-            keep_awake_until_s=None if resident.is_dismissed else resident.keep_awake_until_s,
+            rate_per_s=None if expected is None else expected.expected_per_s,
+            keep_awake_until_s=None if resident.is_dismissed or resident.is_leaving else kept_s,
             pinned=spec.pin == "gpu",
         )
 
     def _carry_out(self, action: Action) -> None:
-        life = self._residents[action.model_id].life
+        resident = self._residents[action.model_id]
+        life = resident.life
+        expected = self._expected.get(action.model_id)
         logger.info("%s %s: %s", action.kind, action.model_id, action.reason)
+        unasked = not resident.waiting and not resident.is_wanted and resident.spec.pin != "gpu"
+        is_due = expected is not None and expected.from_s <= time.monotonic() < expected.until_s
+        if action.kind in {"start", "wake"} and unasked and expected is not None and is_due:
+            logger.info("%s is made ready ahead of requests: %s", action.model_id, expected.reason)
+            self.prewarms.began(action.model_id, time.monotonic())
         match action.kind:
             case "start":
                 self._operate(life.start())

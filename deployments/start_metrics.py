@@ -1,12 +1,13 @@
-"""How long engines take to start and to wake, as Ray metrics: in the dashboard, and on ``/metrics``.
+"""How long engines take to start and to wake, and what was made ready ahead, as Ray metrics and on ``/metrics``.
 
 | metric (Ray puts ``ray_`` before it) | type | labels |
 | --- | --- | --- |
 | ``flashserve_start_stage_seconds`` | histogram | ``model``, ``weights_from`` (tier or ``checkpoint``), ``stage`` |
 | ``flashserve_wake_seconds`` | histogram | ``model``, ``tier`` of the snapshot |
+| ``flashserve_prewarms_total`` | counter | ``model``, ``outcome``: ``used``, ``late``, ``wasted`` (see ``prewarms``) |
 """
 
-from ray.util.metrics import Histogram
+from ray.util.metrics import Counter, Histogram
 
 from deployments.types import StartReport
 
@@ -30,6 +31,16 @@ class StartMetrics:
             _BOUNDARIES_S,
             ("model", "tier"),
         )
+
+        self._prewarms = Counter(
+            "flashserve_prewarms_total",
+            "Engines made ready ahead of requests, by what became of it.",
+            ("model", "outcome"),
+        )
+
+    def prewarmed(self, model_id: str, outcome: str) -> None:
+        """Count what became of an engine that was made ready ahead of requests."""
+        self._prewarms.inc(1, {"model": model_id, "outcome": outcome})
 
     def started(self, model_id: str, report: StartReport, seconds: float) -> None:
         """Count a start."""

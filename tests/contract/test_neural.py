@@ -1,13 +1,17 @@
 """NeuralProphet, fitted for real: its traps are avoided, it learns, it can't hang or break whoever asks it."""
 
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from autoscaler.actor import ForecasterActor
 from autoscaler.errors import ForecastError
+from autoscaler.history import History
 from autoscaler.neural import Shape, fit, predict
-from autoscaler.types import Past
+from autoscaler.types import Count, Past
 
 STEP_S, DAY = 3600.0, 24
 SHAPE = Shape(lags=6, steps=3, epochs=40, batch=32)
@@ -45,6 +49,16 @@ def test_what_comes_later_changes_nothing(past: Past, version: Path) -> None:
     assert np.array_equal(one, other, equal_nan=True)
 
 
+def test_long_gaps_are_no_fault(past: Past, tmp_path: Path) -> None:
+    """Nobody counted before, nor for days in the middle, nor in some hours."""
+    counts = np.concatenate([np.full((2, 5 * DAY), np.nan), past.counts], axis=1)
+    counts[:, 7 * DAY : 10 * DAY] = np.nan
+    counts[:, 12 * DAY : 12 * DAY + 3] = np.nan
+    holes = Past(counts, STEP_S, past.end_s)
+    version = fit(holes, replace(SHAPE, epochs=5), tmp_path, timeout_s=300)
+    assert np.isfinite(predict(version, past, SHAPE, timeout_s=120)[:, -1]).all()
+
+
 def test_a_fit_that_takes_too_long_is_ended(past: Past, tmp_path: Path) -> None:
     with pytest.raises(ForecastError, match="more than"):
         fit(past, SHAPE, tmp_path, timeout_s=0.5)
@@ -56,3 +70,22 @@ def test_a_version_that_is_broken_is_an_error(past: Past, tmp_path: Path) -> Non
     path.write_bytes(b"nothing of the kind")
     with pytest.raises(ForecastError):
         predict(path, past, SHAPE, timeout_s=120)
+
+
+async def test_the_forecaster_fits_it_and_asks_it(tmp_path: Path) -> None:
+    """What the forecaster makes of its history is what can be fitted, and what comes back is what it expects."""
+    now_s = time.time()
+    with History(tmp_path / "history.db") as history:
+        counts = [Count("m", now_s - 300 * index, 30 + 20 * (index % 288 < 100)) for index in range(3 * 288)]
+        history.import_log(counts, now_s)
+    forecaster = ForecasterActor({"refit_s": 1e6}, str(tmp_path / "history.db"))
+    await forecaster.serves({"m": ("pool", 8)}, {"pool": (0, 1, {})})
+    await forecaster._see_fine()
+    await forecaster._refit()
+    past = forecaster._past(300, now_s, 4 * 86400.0)
+    said = await forecaster._neural_says(past)
+    assert said is not None
+    assert said.shape == (1, forecaster._steps, 3)
+    assert np.isfinite(said).all()
+    assert 10 < said[0, 0, 1] < 80
+    await forecaster.close()

@@ -152,7 +152,8 @@ def deployed(args: dict[str, Any], **environment: str) -> Iterator[Service]:
     """Deploy with ``serve deploy`` from an empty directory, without PYTHONPATH, and wait until every model is awake."""
     port = free_port()
     surroundings = clean_environment(**environment)
-    with ray_head(surroundings) as (process, ray_address, dashboard), tempfile.TemporaryDirectory() as empty:
+    # The directory outlives the service, which writes to it until it ends.
+    with tempfile.TemporaryDirectory() as empty, ray_head(surroundings) as (process, ray_address, dashboard):
         # Any answer will do: without a token it is a refusal.
         _wait(lambda: httpx.get(dashboard).status_code > 0, process, "the Ray dashboard")
         ray_process = psutil.Process(process.pid)

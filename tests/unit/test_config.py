@@ -5,6 +5,7 @@ import yaml
 
 from app.config import AppConfig, parse_config
 from app.errors import ConfigError
+from autoscaler.config import AutoscalingConfig
 from tests.support.service import ROOT
 
 MODEL = {"id": "m", "source": "somewhere"}
@@ -64,3 +65,11 @@ def test_the_first_pool_that_hosts_a_model_serves_it() -> None:
     pools = [{"name": "a", "models": ["other"]}, {"name": "b", "models": "*"}, {"name": "c", "models": ["m"]}]
     config = parse_config({"models": [MODEL, MODEL | {"id": "other"}], "pools": pools})
     assert [config.pool_of(model).name for model in ("m", "other")] == ["b", "a"]
+
+
+def test_autoscaling_has_defaults_and_can_be_left_out() -> None:
+    assert parse_config(args()).autoscaling == AutoscalingConfig()
+    assert parse_config(args(autoscaling=None)).autoscaling is None
+    assert parse_config(args(autoscaling={"bucket_s": 5})).autoscaling == AutoscalingConfig(bucket_s=5)
+    with pytest.raises(ConfigError, match=r"autoscaling.horizon: there is no such key; did you mean 'horizon_s'"):
+        parse_config(args(autoscaling={"horizon": 5}))

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from app.catalogue import Catalogue, Entry
-from app.fleet import Fleets
+from app.engine_states import UNHEARD_OF
+from app.fleet import Fleet, Fleets
 from app.migration import ResumeCost
 from app.prefixes import BLOCK_TOKENS, PrefixTable
 from app.streams import TokenStreams
@@ -17,7 +18,7 @@ from deployments.fake_engine import FakeEngine
 from deployments.placements import Placements
 from deployments.replica import EngineReplica
 from deployments.residency import Limits
-from deployments.types import GenerateRequest, ModelSpec, Place
+from deployments.types import EngineDescription, GenerateRequest, ModelSpec, Place
 from tests.support.feeds import Collector, generate_request
 from tests.support.handles import LocalHandle
 
@@ -140,6 +141,39 @@ async def test_a_replica_that_has_gone_is_not_chosen(setup: Setup) -> None:
     async with asyncio.timeout(10):
         while setup.choose(generate_request(setup.streams, "any")) is not None:  # noqa: ASYNC110 - until it is noticed
             await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("may_be_empty", [True, False])
+async def test_looking_at_a_pool_that_was_scaled_to_zero_starts_nothing(*, may_be_empty: bool) -> None:
+    """Serve starts a replica for any call."""
+    pool = Asked()
+    placements = Placements()
+    fleet = Fleet(pool, placements, may_be_empty=may_be_empty)
+    await fleet.describe()
+    placements.replicas("pool", ["one"])
+    assert (await fleet.describe())["m"]["state"] == "awake"
+    placements.replicas("pool", [])
+    described = (await fleet.describe())["m"]
+    assert pool.asked == (2 if may_be_empty else 3), "but for the first time, when nobody knows anything"
+    assert described["is_up"]
+    assert described["state"] == ("cold" if may_be_empty else "awake")
+
+
+class Asked:
+    """A pool of one model that counts how often it is asked."""
+
+    deployment_id = "pool"
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    @property
+    def describe(self) -> Any:
+        return type("Method", (), {"remote": self._describe})
+
+    async def _describe(self, _: Any) -> dict[str, EngineDescription]:
+        self.asked += 1
+        return {"m": UNHEARD_OF | {"state": "awake", "is_up": True}}  # type: ignore[dict-item]
 
 
 def test_a_prefix_is_remembered_by_whole_blocks_and_group() -> None:

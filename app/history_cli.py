@@ -1,0 +1,59 @@
+"""``flashserve history``: what forecasts are made from, taken over from existing logs, and renamed with a model."""
+
+import hashlib
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from app.snapshot_cli import DEFAULT_DIRECTORY, Directory
+from autoscaler.history import RETENTION_S, History, history_file
+from autoscaler.log_import import counts_from_csv, counts_from_prometheus
+
+cli = typer.Typer(no_args_is_help=True, help="Import and rename what was asked for in the past.")
+console = Console()
+DAY_S = 86400
+
+
+@cli.command("import")
+def import_log(
+    log: Annotated[Path, typer.Argument(help="CSV with a request a line (.gz too), or a range query's .json")],
+    *,
+    series: Annotated[str | None, typer.Option(help="the model, where the log doesn't name it")] = None,
+    begin_s: Annotated[float, typer.Option(help="Unix time that is added to the CSV's seconds")] = 0.0,
+    directory: Directory = DEFAULT_DIRECTORY,
+) -> None:
+    """Add an existing log to the arrival history; the same file twice counts once."""
+    if log.suffix == ".json":
+        counts = counts_from_prometheus(log, series=series)
+    else:
+        counts = counts_from_csv(log, series=series, begin_s=begin_s)
+    digest = hashlib.sha256(log.read_bytes()).hexdigest()
+    with History(history_file(directory.expanduser().resolve())) as history:
+        pushed = history.import_log(counts, time.time(), source=f"import:{digest}")
+    if pushed.duplicate:
+        console.print(f"{log} was imported before", highlight=False)
+        return
+    models = len({count.series for count in counts})
+    console.print(f"{pushed.kept} seconds with requests for {models} models were imported", highlight=False)
+    if pushed.too_old:
+        days = max(RETENTION_S.values()) // DAY_S
+        console.print(f"{pushed.too_old} are older than {days} days and were left out", highlight=False)
+    if pushed.from_the_future:
+        console.print(f"{pushed.from_the_future} are in the future and were left out", highlight=False)
+
+
+@cli.command()
+def rename(
+    old: Annotated[str, typer.Argument(help="a model, or model:adapter")],
+    new: Annotated[str, typer.Argument(help="what it is called from now on")],
+    directory: Directory = DEFAULT_DIRECTORY,
+) -> None:
+    """Let a model that was renamed keep its past."""
+    with History(history_file(directory.expanduser().resolve())) as history:
+        if old not in history.series():
+            raise typer.BadParameter(f"nothing was ever asked of '{old}'")
+        history.rename(old, new)
+    console.print(f"the past of {old} is that of {new}", highlight=False)

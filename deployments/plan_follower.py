@@ -1,0 +1,117 @@
+"""A replica's end of the plan: what it tells the forecaster each second, and what it is told to expect.
+
+Covers: asking a named actor without ever waiting for it, expecting nothing when it is silent. Does not cover: the plan
+(``autoscaler``, which this package doesn't import: both sides speak builtin types), carrying it out (``residents``).
+"""
+
+import asyncio
+import logging
+import math
+import time
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from deployments.engine_view import EngineView, Expectation
+from deployments.residents import Residents
+
+logger = logging.getLogger(__name__)
+
+NAMESPACE = "flashserve"
+PERIOD_S = 1.0
+ANSWER_S = 3.0
+SILENT_S = 10.0
+"""Without an answer for so long, nothing is expected any more: the replica goes by requests alone."""
+
+
+class PlanFollower:
+    """One replica's; one event loop. ``run`` first."""
+
+    def __init__(self, forecaster: str, pool: str, replica_id: str, residents: Residents) -> None:
+        """``forecaster`` is the name of the actor."""
+        self._name = forecaster
+        self._pool = pool
+        self._replica_id = replica_id
+        self._residents = residents
+        self._actor: Any = None
+        self._heard_s = -math.inf
+        self._following: asyncio.Task[None] | None = None
+
+    def run(self) -> None:
+        """Begin to tell and to follow."""
+        self._following = asyncio.get_running_loop().create_task(self._follow())
+
+    def close(self) -> None:
+        """Follow no longer."""
+        if self._following is not None:
+            self._following.cancel()
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(ANSWER_S):
+                    self.take(await self._ask(self.report()), time.monotonic())
+            except (RayError, ValueError, TimeoutError) as error:
+                self._actor = None
+                logger.debug("the forecaster does not answer: %s", error)
+            except Exception:
+                # Nonsense is as good as nothing.
+                logger.exception("the forecaster's answer can't be used")
+            if time.monotonic() - self._heard_s > SILENT_S:
+                self._residents.expect({})
+            await asyncio.sleep(PERIOD_S)
+
+    async def _ask(self, report: dict[str, Any]) -> dict[str, Any]:
+        if self._actor is None:
+            self._actor = await asyncio.to_thread(ray.get_actor, self._name, NAMESPACE)
+        return await self._actor.hear.remote(report)
+
+    def take(self, orders: dict[str, Any], now_s: float) -> None:
+        """Expect what is told. Raises KeyError, TypeError or ValueError, with nothing changed, if that is nonsense."""
+        expected = {model_id: read_order(order, now_s) for model_id, order in orders.items()}
+        self._heard_s = now_s
+        self._residents.expect(expected)
+
+    def report(self) -> dict[str, Any]:
+        """Return what the forecaster is told: every engine with its state, use and times."""
+        served = self._residents.take_served()
+        described = self._residents.describe()
+        limited = self._residents.budget_bytes is not None
+        return {
+            "replica_id": self._replica_id,
+            "pool": self._pool,
+            "engines": {
+                view.model_id: _engine(view, described[view.model_id]["waiting"], served.get(view.model_id, (0, 0.0)))
+                for view in self._residents.views()
+            },
+            "budget_bytes": self._residents.budget_bytes,
+            "room_bytes": max(0, self._residents.room_bytes()) if limited else 0,
+            "prewarms": self._residents.prewarms.counts(),
+        }
+
+    def __repr__(self) -> str:
+        return f"<PlanFollower of {self._name}>"
+
+
+def read_order(order: dict[str, Any], now_s: float) -> Expectation:
+    """Check an order and put it on this process's clock. Raises KeyError, TypeError or ValueError."""
+    numbers = [float(order[key]) for key in ("expected_per_s", "in_s", "for_s")]
+    if not all(math.isfinite(number) and number >= 0 for number in numbers):
+        raise ValueError(f"an order of {order!r}")
+    expected_per_s, in_s, for_s = numbers
+    return Expectation(expected_per_s, now_s + in_s, now_s + in_s + for_s, str(order["reason"]))
+
+
+def _engine(view: EngineView, waiting: int, served: tuple[int, float]) -> dict[str, Any]:
+    return {
+        "state": view.state,
+        "in_hand": view.running,
+        "waiting": waiting,
+        "wake_s": view.wake_s,
+        "start_s": view.start_s,
+        "awake_bytes": view.awake_bytes,
+        "asleep_bytes": view.asleep_bytes,
+        "served": served[0],
+        "served_s": served[1],
+    }

@@ -1,0 +1,128 @@
+"""Periodic load on a model that sleeps in between: with the plan its engine is awake before the burst."""
+
+import statistics
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+from openai import OpenAI
+
+from tests.support.service import CHAT_MODEL, Service, command, demo_args, deployed
+from tests.support.waiting import until
+
+PERIOD_S = 9.0
+LOOK_S = 0.3
+BURST = 4
+BURSTS = 3
+KEEP_AWAKE_S = 1.0
+QUESTION: Any = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[Service]:
+    """One model that sleeps after a second, and plans of a second's grain."""
+    model = demo_args()["models"][0] | {"keep_awake_s": KEEP_AWAKE_S, "lora": None}
+    with deployed({"models": [model], "autoscaling": {"bucket_s": 1, "horizon_s": 30}}) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(service: Service) -> OpenAI:
+    return OpenAI(base_url=f"{service.url}/v1", api_key="none", max_retries=0)
+
+
+def engine(service: Service) -> Any:
+    return httpx.get(f"{service.url}/admin/models", timeout=30).json()["models"][CHAT_MODEL]
+
+
+def planned(service: Service) -> Any:
+    answer = httpx.get(f"{service.url}/admin/plan", params={"model": CHAT_MODEL}, timeout=30)
+    assert answer.is_success, answer.text
+    return answer.json()["models"].get(CHAT_MODEL)
+
+
+def burst(client: OpenAI, keep_alive: str | None) -> list[float]:
+    """Times to the first token of requests that come at once, in seconds."""
+    together = threading.Barrier(BURST)
+
+    def ask() -> float:
+        together.wait()
+        begin_s = time.monotonic()
+        body = None if keep_alive is None else {"keep_alive": keep_alive}
+        stream = client.chat.completions.create(
+            model=CHAT_MODEL, messages=QUESTION, max_tokens=8, temperature=0, stream=True, extra_body=body
+        )
+        first_s = 0.0
+        for chunk in stream:
+            if chunk.choices and chunk.choices[0].delta.content and not first_s:
+                first_s = time.monotonic() - begin_s
+        return first_s
+
+    with ThreadPoolExecutor(BURST) as threads:
+        return sorted(threads.map(lambda _: ask(), range(BURST)))
+
+
+def test_the_engine_is_awake_before_the_burst(service: Service, client: OpenAI) -> None:
+    burst(client, f"{KEEP_AWAKE_S}s")
+    # In the middle of a second, so that the same seconds count each time.
+    begin_s = float(int(time.time()) + 3) + 0.5
+    first_tokens: dict[str, list[float]] = {"by requests": [], "ahead": []}
+    unasked = 0
+    wakes = engine(service)["wakes"]
+    for number in range(1 + 2 * BURSTS):
+        time.sleep(max(0.0, begin_s + number * PERIOD_S - LOOK_S - time.time()))
+        before = engine(service)
+        time.sleep(max(0.0, begin_s + number * PERIOD_S - time.time()))
+        # Who says how long a model stays awake gets just that, so these see what there is without a plan.
+        by_requests = number < BURSTS
+        took_s = burst(client, f"{KEEP_AWAKE_S}s" if by_requests else None)
+        print(number, before["state"], before["wakes"] - wakes, [round(each, 2) for each in took_s])
+        # The plan has nothing to say before the first request that leaves it to it.
+        if number != BURSTS:
+            first_tokens["by requests" if by_requests else "ahead"].append(statistics.median(took_s))
+            unasked += before["state"] == "awake" and before["wakes"] > wakes
+        wakes = engine(service)["wakes"]
+    print(first_tokens)
+    assert planned(service)["gaps_seen"] >= BURSTS
+    # It slept after each burst, and was woken again before the next one came.
+    assert unasked >= BURSTS - 1
+    assert statistics.median(first_tokens["ahead"]) < 0.7 * statistics.median(first_tokens["by requests"])
+    until(lambda: outcomes(service).get("used", 0) >= BURSTS - 1)
+
+
+def test_without_a_forecaster_it_answers_and_the_next_one_knows_what_the_last_one_knew(
+    service: Service, client: OpenAI
+) -> None:
+    known = planned(service)["gaps_seen"]
+    process = service.processes("ForecasterActor")[0]
+    process.kill()
+    assert all(first_s > 0 for first_s in burst(client, None))
+    until(lambda: gaps_seen(service) >= known)
+    assert process.pid != service.processes("ForecasterActor")[0].pid
+    assert service.processes("Forecaster"), "and its keeper is there as before"
+
+
+def gaps_seen(service: Service) -> int:
+    answer = httpx.get(f"{service.url}/admin/plan", params={"model": CHAT_MODEL}, timeout=30)
+    if answer.status_code == 503:
+        return -1
+    return answer.json()["models"].get(CHAT_MODEL, {}).get("gaps_seen", -1)
+
+
+def test_the_plan_is_shown(service: Service) -> None:
+    shown = subprocess.run(
+        [command("flashserve"), "forecast", "--url", service.url], check=True, capture_output=True, text=True
+    ).stdout
+    assert CHAT_MODEL in shown
+    assert "replicas needed" in shown
+
+
+def outcomes(service: Service) -> dict[str, float]:
+    lines = httpx.get(f"{service.url}/metrics", timeout=30).text.splitlines()
+    found = [line for line in lines if line.startswith("ray_flashserve_prewarms_total")]
+    return {line.split('outcome="')[1].split('"')[0]: float(line.rsplit(" ", 1)[1]) for line in found}
