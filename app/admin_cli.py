@@ -1,5 +1,6 @@
 """A running service, looked at and told what to do from the command line over HTTP."""
 
+import os
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +18,8 @@ from app.errors import ConfigError, RefusedError, ServiceUnreachableError
 console = Console()
 model_cli = typer.Typer(no_args_is_help=True, help="add, change and remove models of a running service")
 
+# An administrator's, where the service has keys; no option, so that it stands in no list of processes.
+API_KEY_VARIABLE = "FLASHSERVE_API_KEY"
 _ID_DIGITS = 12
 # Commands wait for requests to end.
 _TIMEOUT_S = 300.0
@@ -142,8 +145,10 @@ def _post(url: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ask(method: str, url: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    key = os.environ.get(API_KEY_VARIABLE)
+    headers = {"Authorization": f"Bearer {key}"} if key else None
     try:
-        answer = httpx.request(method, url.rstrip("/") + path, json=body, timeout=_TIMEOUT_S)
+        answer = httpx.request(method, url.rstrip("/") + path, json=body, headers=headers, timeout=_TIMEOUT_S)
         if answer.is_error:
             raise RefusedError(str(answer.json()["error"]["message"]))
         return answer.json()

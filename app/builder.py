@@ -9,8 +9,9 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 
+from app.api_keys import read_keys
 from app.catalogue import Catalogue, Entry
-from app.config import AppConfig, PoolConfig, parse_config
+from app.config import AppConfig, PoolConfig, keys_file, parse_config
 from app.model_specs import check_models, store_config
 from deployments.nodes import NodeKeeper
 from deployments.replica import ServedEngineReplica
@@ -46,10 +47,13 @@ def build_app(args: dict[str, Any]) -> Application:
         ConfigError: something is wrong; nothing was started.
     """
     config = parse_config(args)
+    keys = keys_file(config.security)
+    if keys is not None:
+        read_keys(keys)
     entries = check_models(config)
     storage = store_config(config.storage)
     catalogue = _catalogue(entries, storage)
-    from app.gateway import ingress  # noqa: PLC0415 - imports vLLM, which takes seconds: only for a good configuration
+    from app.served_gateway import ingress  # noqa: PLC0415 - imports vLLM, which takes seconds: only for a good configuration
 
     gateway = serve.deployment(
         ingress(),
@@ -66,6 +70,7 @@ def build_app(args: dict[str, Any]) -> Application:
         pools={pool.name: _pool(pool, catalogue, config, storage) for pool in config.pools},
         nodes=_nodes(storage, config),
         storage=storage,
+        keys_file=keys,
     )
 
 

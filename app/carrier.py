@@ -8,6 +8,7 @@ whether there is another attempt (``resumption``), how many rounds a move takes 
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 from app.attempts import failure_of
@@ -40,8 +41,10 @@ class Desk(Protocol):
 class SequenceCarrier:
     """One sequence; one event loop. ``carry`` runs in a task whose cancelling stops the generation."""
 
-    def __init__(self, ask: GenerateRequest, pool: ModelPool, desk: Desk) -> None:
-        """``ask`` is the sequence from its beginning."""
+    def __init__(
+        self, ask: GenerateRequest, pool: ModelPool, desk: Desk, spend: Callable[[int], None] = lambda _: None
+    ) -> None:
+        """``ask`` is the sequence from its beginning; ``spend`` is told how many tokens are delivered, as they are."""
         self.stream_id = ask["stream_id"]
         # Where its tokens come from now.
         self.attempt_id = ""
@@ -50,6 +53,7 @@ class SequenceCarrier:
         self._ask = ask
         self._pool = pool
         self._desk = desk
+        self._spend = spend
         self._failures = FailureCount(ask["model_id"], pool)
         self._asked = 0
         self._ended = asyncio.Event()
@@ -70,6 +74,7 @@ class SequenceCarrier:
         if delta.token_ids:
             self._acquit()
         self.delivered += delta.token_ids
+        self._spend(len(delta.token_ids))
         if delta.finish_reason is not None:
             self._ended.set()
         elif delta.stop_reason == MOVE:

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from app import admin_cli, replay_cli
 from app.errors import AppError
+from app.key_cli import key_cli
 from app.snapshot_cli import cli as snapshot_cli
 from autoscaler.errors import AutoscalerError
 from deployments.errors import DeploymentError
@@ -16,6 +17,7 @@ from storage.errors import StorageError
 cli = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
 cli.add_typer(snapshot_cli, name="snapshot")
 cli.add_typer(admin_cli.model_cli, name="model")
+cli.add_typer(key_cli, name="key")
 cli.command()(admin_cli.status)
 cli.command()(admin_cli.wake)
 cli.command()(admin_cli.sleep)

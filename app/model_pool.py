@@ -7,15 +7,18 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from app.attempts import as_vllm_error, failure_of, translated
-from app.errors import RequestEndsEnginesError
+from app.errors import AppError, RequestEndsEnginesError
+from app.fair_queue import FairQueue
 from app.migration import ResumeCost
 from app.resumption import GiveUp, History, RetryLimits, after_failure
 from app.stream_metrics import StreamMetrics
+from deployments.errors import DeploymentError
 from deployments.placements import PLACEMENTS, Placements
 from deployments.types import Embedding, EmbedRequest, GenerateRequest, Place
 
@@ -33,12 +36,27 @@ class ModelPool:
     metrics: StreamMetrics | None = None
     choose: Callable[[GenerateRequest, ResumeCost], Place | None] = lambda _ask, _cost: None
     """Returns the replica for a sequence that isn't sent to a certain one; None to leave that to Serve."""
+    line: FairQueue | None = None
+    """Where tenants wait for a place; None where there are no tenants."""
     cost: ResumeCost = field(default_factory=ResumeCost)
     trial: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held by a sequence that may have ended an engine until its next token: one at a time, so that one which does end
     engines takes no other along that was only there."""
     resumes: int = 0
     moves: int = 0
+
+    @asynccontextmanager
+    async def place(self, model_id: str, tenant: str, weight: float) -> AsyncIterator[None]:
+        """Hold a place for one sequence. Raises what its client is told, as vLLM's OpenAI classes know it."""
+        if self.line is None:
+            yield
+            return
+        async with AsyncExitStack() as held:
+            try:
+                await held.enter_async_context(self.line.place(model_id, tenant, weight))
+            except (AppError, DeploymentError) as error:
+                raise as_vllm_error(error) from error
+            yield
 
     def count_resume(self, failure: str) -> None:
         """Count an attempt that is followed by another."""

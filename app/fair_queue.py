@@ -1,0 +1,126 @@
+"""Who goes next where there are fewer places than sequences: tenants share them by weight.
+
+Serve's own queue in front of replicas is one line for all, and has an end: whoever floods it makes the others wait, or
+be turned away. So where there are tenants, each pool has as many places here as its replicas take sequences at once,
+and what has none waits here. A tenant within its share of the places goes at once, even when the others have taken all:
+it is then first in Serve's line. Other places go to whoever has fewest, by weight.
+
+Covers: the choice (pure), waiting. Does not cover: limits (``tenants``), the order within an engine.
+"""
+
+import asyncio
+import itertools
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from app.errors import TooManyWaitingError
+from deployments.errors import EngineUnavailableError
+
+
+@dataclass
+class Party:
+    """A tenant's sequences: how many have a place, and who waits for one, with the number of their arrival."""
+
+    name: str
+    weight: float
+    running: int = 0
+    waiting: deque[tuple[int, asyncio.Future[None]]] = field(default_factory=deque)
+
+
+def share(party: Party, active: Collection[Party], places: int) -> float:
+    """Return a party's share of so many places; ``active`` are all that have or want one."""
+    return places * party.weight / sum(each.weight for each in active)
+
+
+def may_go(party: Party, active: Collection[Party], places: int) -> bool:
+    """Tell whether one more sequence of a party's may have a place."""
+    return sum(each.running for each in active) < places or party.running + 1 <= share(party, active, places)
+
+
+def may_wait(party: Party, active: Collection[Party], longest: int) -> bool:
+    """Tell whether one more may wait; a line that others have filled has room for a party's share. -1: no limit."""
+    if longest < 0:
+        return True
+    return sum(len(each.waiting) for each in active) < longest or len(party.waiting) + 1 <= share(
+        party, active, longest
+    )
+
+
+def next_party(active: Collection[Party], places: int) -> Party | None:
+    """Return who gets the next place: who has fewest by weight, then who has waited longest; None: nobody."""
+    waiting = [party for party in active if party.waiting]
+    first = min(waiting, key=lambda party: (party.running / party.weight, party.waiting[0][0]), default=None)
+    return first if first is not None and may_go(first, active, places) else None
+
+
+class FairQueue:
+    """The places of one pool, as one gateway sees them; one event loop."""
+
+    def __init__(self, places: Callable[[], int], longest: int, max_wait_s: float) -> None:
+        """``places`` returns how many sequences the pool takes now, ``longest`` is how many may wait at most."""
+        self._places = places
+        self._longest = longest
+        self._max_wait_s = max_wait_s
+        self._parties: dict[str, Party] = {}
+        self._arrivals = itertools.count()
+
+    @asynccontextmanager
+    async def place(self, model_id: str, tenant: str, weight: float) -> AsyncIterator[None]:
+        """Hold a place for one sequence, once it is the tenant's turn.
+
+        Raises:
+            TooManyWaitingError: there is no room to wait in.
+            EngineUnavailableError: it was not its turn in time.
+        """
+        party = self._parties.setdefault(tenant, Party(tenant, weight))
+        party.weight = weight
+        try:
+            await self._turn(party, model_id)
+            try:
+                yield
+            finally:
+                party.running -= 1
+        finally:
+            if not party.running and not party.waiting:
+                self._parties.pop(tenant, None)
+            self._let_in()
+
+    async def _turn(self, party: Party, model_id: str) -> None:
+        everybody = self._parties.values()
+        if not party.waiting and may_go(party, everybody, self._places()):
+            party.running += 1
+            return
+        if not may_wait(party, everybody, self._longest):
+            raise TooManyWaitingError(model_id)
+        ticket: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        entry = (next(self._arrivals), ticket)
+        party.waiting.append(entry)
+        self._let_in()
+        try:
+            async with asyncio.timeout(self._max_wait_s):
+                await ticket
+        except BaseException as error:
+            if entry in party.waiting:
+                party.waiting.remove(entry)
+            if not ticket.cancelled():
+                # It was let in at the same moment.
+                party.running -= 1
+            if isinstance(error, TimeoutError):
+                reason = f"no place was free within {self._max_wait_s:g} s"
+                raise EngineUnavailableError(model_id, reason) from None
+            raise
+
+    def _let_in(self) -> None:
+        while (party := next_party(self._parties.values(), self._places())) is not None:
+            _, ticket = party.waiting.popleft()
+            # Whoever gave up has not been here yet to take it out of the line.
+            if not ticket.done():
+                party.running += 1
+                ticket.set_result(None)
+
+    def __repr__(self) -> str:
+        running = sum(party.running for party in self._parties.values())
+        waiting = sum(len(party.waiting) for party in self._parties.values())
+        return f"<FairQueue {running} of {self._places()} places, {waiting} wait, {len(self._parties)} tenants>"
