@@ -24,7 +24,6 @@ from app.routes import PATHS, build_http_app
 from app.tenant_metrics import TenantMetrics
 from storage.store import StoreConfig
 
-
 logger = logging.getLogger(__name__)
 
 
