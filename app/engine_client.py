@@ -140,7 +140,7 @@ class RemoteEngineClient(EnginelessClient):
             "prompt_token_ids": list(request.prompt_token_ids),
             "pooling": msgspec.to_builtins(request.pooling_params),
             "adapter": self._adapter(lora_request),
-            "priority": priority,
+            "priority": caller.priority(priority),
             "cache_salt": caller.cache_salt(request.cache_salt),
         }
         caller.spend(len(ask["prompt_token_ids"]))
@@ -209,7 +209,7 @@ class RemoteEngineClient(EnginelessClient):
             "sampling": msgspec.to_builtins(request.sampling_params),
             "reply_to": self._streams.reply_to,
             "adapter": self._adapter(request.lora_request),
-            "priority": request.priority,
+            "priority": caller.priority(request.priority),
             "cache_salt": caller.cache_salt(request.cache_salt),
             "keep_awake_s": (request.sampling_params.extra_args or {}).get(SAMPLING_ARGUMENT),
         }

@@ -27,8 +27,8 @@ from storage.store import StoreConfig
 logger = logging.getLogger(__name__)
 
 
-class ServedGateway:
-    """One event loop."""
+class GuardedGateway:
+    """Plain class; ``ingress`` is what Serve deploys. One event loop."""
 
     def __init__(  # noqa: PLR0913, PLR0917 - what a gateway is made of
         self,
@@ -89,13 +89,20 @@ class ServedGateway:
         self._door.check()
         await self._gateway.check_health()
 
-    async def __del__(self) -> None:
-        """Serve calls it by hand when it shuts a replica down, and awaits it."""
+    async def close(self) -> None:
+        """End what the gateway does by itself, and what replicas generate for it."""
         self._door.close()
         await self._gateway.close()
 
     def __repr__(self) -> str:
-        return f"<ServedGateway {self._door!r} {self._gateway!r}>"
+        return f"<GuardedGateway {self._door!r} {self._gateway!r}>"
+
+
+class ServedGateway(GuardedGateway):
+    """Serve calls ``__del__`` by hand when it shuts a replica down, and awaits it."""
+
+    async def __del__(self) -> None:
+        await self.close()
 
 
 def ingress() -> type:

@@ -121,7 +121,7 @@ def test_what_is_wrong_in_a_file_is_named_and_no_key_quoted(document: Any, said:
     assert KEY not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", [f"tenants: [{KEY}", f"\ttenants: {KEY}", "[" * 10_000, f"a: b: {KEY}"])
+@pytest.mark.parametrize("text", [f"tenants: [{KEY}", f"\ttenants: {KEY}", "[" * 2_000, f"a: b: {KEY}"])
 def test_what_is_no_yaml_is_not_quoted_either(tmp_path: Path, text: str) -> None:
     path = tmp_path / "keys.yaml"
     path.write_text(text)
