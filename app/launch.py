@@ -110,7 +110,7 @@ def check_machine(plan: Plan) -> None:
                 f"Port {plan.port} on {plan.host} can't be used ({error.strerror}): "
                 f"stop what listens there, or set http_options.port in {plan.config_file}."
             ) from error
-    _check_exposure(plan)
+    check_exposure(plan)
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
         raise LaunchError(f"There is no C++ compiler '{compiler}', which vLLM needs on a CPU: install g++ or set CXX.")
@@ -122,7 +122,8 @@ def check_machine(plan: Plan) -> None:
         )
 
 
-def _check_exposure(plan: Plan) -> None:
+def check_exposure(plan: Plan) -> None:
+    """Refuse to serve more than this machine without API keys. Raises LaunchError."""
     security = plan.config.security
     if security.api_keys_file is not None or security.allow_anonymous or _is_loopback(plan.host):
         return

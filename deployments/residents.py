@@ -237,7 +237,7 @@ class Residents:
                 return await ticket
         except TimeoutError:
             # Not the reason: it may name a model that others have asked for.
-            reason = f"it was not awake within {max_wait_s:g} s (it is {resident.life.state})"
+            reason = f"it was not awake within {max_wait_s:g} s ({resident.life.state})"
             raise EngineUnavailableError(resident.spec.id, reason) from None
         except asyncio.CancelledError:
             if ticket.done() and not ticket.cancelled() and ticket.exception() is None:

@@ -59,7 +59,7 @@ class Ends:
     async def _until(self, holds: Callable[[], bool]) -> None:
         async with asyncio.timeout(60):
             while not holds():  # noqa: ASYNC110 - nothing announces an answer
-                await asyncio.sleep(0)
+                await asyncio.sleep(0.001)
 
 
 async def ask(service: InProcess, key: str, **body: Any) -> dict[str, Any]:
