@@ -68,7 +68,8 @@ class Guard:
             if path not in _OPEN_PATHS and path != _MODELS_PATH and not path.startswith(f"{_MODELS_PATH}/"):
                 check_admin(caller)
             await self._app(scope, receive, with_limits)
-        except AppError as error:
+        except Exception as error:
+            # The application inside answers for itself.
             if has_begun:
                 raise
             await _refusal(error)(scope, receive, with_limits)
@@ -117,7 +118,7 @@ def _is_near(scope: Scope) -> bool:
     return (mapped or address).is_loopback
 
 
-def _refusal(error: AppError) -> JSONResponse:
+def _refusal(error: Exception) -> JSONResponse:
     headers = {}
     if isinstance(error, KeyRefusedError):
         # As RFC 6750 has it.
