@@ -8,7 +8,7 @@ TORCH := $(shell grep '^torch==' requirements.lock 2>/dev/null)
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 SOURCES := app deployments autoscaler storage tests
 
-.PHONY: help setup models serve serve-s3 test check format lock clean bench-throughput bench-coldstart bench-many-models bench-storage bench-storage-gpu bench-migration bench-partings bench-forecast stress
+.PHONY: help setup models serve serve-s3 test check format lock clean bench-throughput bench-coldstart bench-many-models bench-storage bench-storage-gpu bench-migration bench-partings bench-forecast stress stress-sleep
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -68,6 +68,9 @@ bench-partings: models ## how often resumed answers part from undisturbed ones i
 
 stress: models ## 500 streams under 100 kills and 100 migrations, compared token by token (about half an hour)
 	$(BIN)/python tests/stress/streams.py
+
+stress-sleep: models ## a thousand sleeps and wakes of one engine: the same answers, no memory kept (about ten minutes)
+	FLASHSERVE_SLEEP_CYCLES=1000 $(BIN)/pytest tests/contract/test_sleep.py -k cycles
 
 TRACES ?= traces
 bench-forecast: setup ## forecasters and scaling policies on recorded traces, TRACES=directory (about half an hour)

@@ -7,16 +7,17 @@ whether there is another attempt (``resumption``), how many rounds a move takes 
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Protocol
 
 from app.attempts import failure_of
-from app.migration import another_round
+from app.migration import another_round, is_quicker_elsewhere
 from app.model_pool import FailureCount, ModelPool, is_stopped
 from deployments.errors import FeedError
 from deployments.types import GenerateRequest, Place
-from deployments.wire import MOVE, TokenDelta
+from deployments.wire import MAKE_ROOM, MOVE, TokenDelta
 
 # How long a stream waits for its last tokens after the replica said that it has sent them all.
 FEED_GRACE_S = 5.0
@@ -62,6 +63,8 @@ class SequenceCarrier:
         # Where the next attempt goes, when it is no failure that ends this one.
         self._target: Place | None = None
         self._resumed_at: tuple[float, int] | None = None
+        # When this attempt's first tokens came, and how many there were then.
+        self._pace_since: tuple[float, int] | None = None
         self._delivered_at_failure = 0
         self._is_on_trial = False
 
@@ -75,10 +78,31 @@ class SequenceCarrier:
             self._acquit()
         self.delivered += delta.token_ids
         self._spend(len(delta.token_ids))
+        if self._pace_since is None:
+            self._pace_since = (time.monotonic(), len(self.delivered))
         if delta.finish_reason is not None:
             self._ended.set()
-        elif delta.stop_reason == MOVE:
+        elif delta.is_request():
+            self._asked_to(delta.stop_reason)
+
+    def _asked_to(self, what: int | str | None) -> None:
+        if what == MOVE:
             self.move()
+        elif what == MAKE_ROOM:
+            source_id = self._pool.placements.replica_of(self.attempt_id)
+            elsewhere_s = self._pool.elsewhere_s(self._ask["model_id"], source_id)
+            tokens = len(self._ask["prompt_token_ids"]) + len(self.delivered)
+            if is_quicker_elsewhere(tokens, self._left_s(), elsewhere_s, self._pool.cost):
+                self.move()
+
+    def _left_s(self) -> float:
+        """Return how long it would take here until its last token, if it is as long as it may be."""
+        if self._pace_since is None:
+            return math.inf
+        since_s, tokens = self._pace_since
+        made = len(self.delivered) - tokens
+        left = self._ask["sampling"].get("max_tokens", math.inf) - len(self.delivered)
+        return left * (time.monotonic() - since_s) / made if made > 0 else math.inf
 
     def move(self) -> None:
         """Go on at another replica as soon as there is one and it has computed what exists; harmless if it moves."""
@@ -131,6 +155,7 @@ class SequenceCarrier:
     async def _ask_once(self, attempt_id: str) -> None:
         place, self._target = self._target, None
         ask = self._next_ask(attempt_id, place or self._pool.choose(self._ask, self._pool.cost))
+        self._pace_since = None
         if self.delivered and place is None:
             self._resumed_at = (time.monotonic(), len(ask["prompt_token_ids"]) + len(self.delivered))
         self._desk.expect(attempt_id, self)
@@ -140,9 +165,11 @@ class SequenceCarrier:
             response = self._pool.replicas.generate.remote(ask)
             await response
             await self._last_tokens()
-        except BaseException:
+        except BaseException as error:
             if response is not None:
                 response.cancel()
+            if failure_of(error) == "engine died":
+                self._pool.lose_engine(self._pool.placements.replica_of(attempt_id), ask["model_id"])
             raise
         finally:
             self._pool.placements.forget(attempt_id)

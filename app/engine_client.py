@@ -34,7 +34,7 @@ from app.keep_alive import SAMPLING_ARGUMENT
 from app.model_pool import ModelPool, embedded
 from app.streams import TokenStreams
 from deployments.types import AdapterRef, EmbedRequest, GenerateRequest
-from deployments.wire import MOVE, TokenDelta
+from deployments.wire import TokenDelta
 
 
 class RemoteEngineClient(EnginelessClient):
@@ -163,7 +163,7 @@ class RemoteEngineClient(EnginelessClient):
             if carrier is None:
                 continue
             carrier.take(delta)
-            if delta.stop_reason == MOVE and not delta.token_ids:
+            if delta.is_request():
                 continue
             outputs.append(core_output(delta, carrier.stream_id))
             if delta.finish_reason is not None:

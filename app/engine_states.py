@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
-from deployments.types import EngineDescription, EngineState
+from deployments.types import NOT_STARTED, EngineDescription, EngineState
 
 # The nearer to serving, the earlier: a model is as near as its nearest engine.
 _NEAREST: tuple[EngineState, ...] = (
@@ -23,7 +23,7 @@ UNHEARD_OF: EngineDescription = {
     "awake_bytes": 0,
     "asleep_bytes": 0,
     "is_up": False,
-    "start": {"weights_from": "", "stages_s": {}},
+    "start": NOT_STARTED,
 }
 """A model that was added just now, and no replica has heard of."""
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import msgspec
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
@@ -18,7 +19,7 @@ from app.engine_states import merged
 from app.migration import ResumeCost
 from app.prefixes import PrefixTable
 from deployments.errors import DeploymentError
-from deployments.estimate import STALE_S, ReplicaView, soonest
+from deployments.estimate import STALE_S, ReplicaView, first_token_s, soonest
 from deployments.placements import Placements
 from deployments.types import EngineDescription, GenerateRequest, ModelCommand, Place, ReplyTo
 from deployments.wire import ReplicaNews
@@ -69,6 +70,12 @@ class Fleet:
         """Expect nothing more of a replica whose connection has ended."""
         self._views.pop(replica_id, None)
 
+    def lose_engine(self, replica_id: str | None, model_id: str) -> None:
+        """Expect nothing of a replica's engine that has died until the replica says more."""
+        view = self._views.get(replica_id or "")
+        if view is not None and model_id in view.engines:
+            view.engines[model_id] = msgspec.structs.replace(view.engines[model_id], state="cold", age_s=0.0)
+
     def place_for(self, ask: GenerateRequest, cost: ResumeCost) -> Place | None:
         """Return where a sequence would have its first token soonest; None to leave that to Serve.
 
@@ -88,6 +95,13 @@ class Fleet:
         sent[model_id] = sent.get(model_id, 0) + 1
         self._prefixes.sent(group, ask["prompt_token_ids"], replica_id)
         return {"replica_id": replica_id}
+
+    def elsewhere_s(self, model_id: str, replica_id: str | None) -> float | None:
+        """Return how soon the best replica other than ``replica_id`` would serve a model; None if none is known."""
+        now_s = time.monotonic()
+        others = (view for other_id, view in self._views.items() if other_id != replica_id)
+        estimates_s = [first_token_s(view, model_id, now_s) for view in others]
+        return min((estimate_s for estimate_s in estimates_s if estimate_s is not None), default=None)
 
     async def describe(self) -> dict[str, EngineDescription]:
         """Return each model's engine: of several replicas', the one nearest to serving.

@@ -292,7 +292,7 @@ class Gateway:
         source = await asyncio.to_thread(self._sources.localize, configured.source or configured.path)
         spec = replace(configured, path=str(source.directory))
         config = await asyncio.to_thread(engine_config, spec)
-        replicas = self._pools[entry.pool]
+        replicas, fleet = self._pools[entry.pool], self._fleets.of(entry.pool)
         try:
             tasks = await replicas.supported_tasks.remote(spec.id)
         except (RayError, RayServeException, DeploymentError) as error:
@@ -307,7 +307,9 @@ class Gateway:
             supported_tasks=tasks,
             pool=ModelPool(
                 replicas,
-                choose=self._fleets.of(entry.pool).place_for,
+                choose=fleet.place_for,
+                elsewhere_s=fleet.elsewhere_s,
+                lose_engine=fleet.lose_engine,
                 metrics=StreamMetrics(spec.id),
                 line=self._lines.get(entry.pool),
             ),

@@ -1,7 +1,7 @@
 """When and how a running stream moves to another replica. Pure; what was measured and the time are arguments.
 
-Covers: what moving, waiting and loading elsewhere cost, and how many rounds of a move are worth it. Does not cover:
-carrying it out (``carrier``), who wants streams moved (``departures``, the administrator).
+Covers: what a resume costs, whether moving is quicker than waiting, how many rounds of a move are worth it. Does not
+cover: carrying it out (``carrier``), who wants streams moved (replicas that leave or need room, the administrator).
 
 A move goes in rounds, like that of a virtual machine: the target computes what exists while the source goes on; what
 came meanwhile is the next round; when a round is no longer shorter than the one before, or short enough, the source is
@@ -9,7 +9,6 @@ stopped and the target goes on. The client's gap is one resume of the last round
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 # A rest that is computed this fast is not worth another round.
 SHORT_REST_S = 0.02
@@ -47,63 +46,19 @@ class ResumeCost:
         return ResumeCost(slope, max(0.0, y - slope * x), self.weight + 1, x, y, xx, xy)
 
 
-@dataclass(frozen=True)
-class Place:
-    """What a replica that doesn't have the model awake would need to."""
+def is_quicker_elsewhere(tokens: int, left_s: float, elsewhere_s: float | None, cost: ResumeCost) -> bool:
+    """Tell whether a stream makes room sooner by moving than by ending where it is.
 
-    queue_s: float
-    missing_bytes: int
-    bytes_per_s: float
-
-    def load_s(self) -> float:
-        """Return how long it takes until it serves: load = queue + bytes / bandwidth."""
-        return self.queue_s + self.missing_bytes / self.bytes_per_s
-
-
-@dataclass(frozen=True)
-class RunningStream:
-    """A stream that could make room."""
-
-    tokens: int
-    """Prompt and output, so far."""
-    left_s: float
-    """How long it will still take where it is; the wait, if it stays."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The cheapest way to serve a request whose best place is busy with others, and what each way costs."""
-
-    way: Literal["wait", "load elsewhere", "migrate"]
-    wait_s: float
-    load_s: float
-    migrate_s: float
-
-
-def cheapest(
-    streams: list[RunningStream], elsewhere: Place | None, here: Place, *, target_has_room: bool, cost: ResumeCost
-) -> Choice:
-    """Compare waiting for the streams here, loading the model elsewhere, and moving the streams away.
+    ServerlessLLM's rule (Fu et al., OSDI 2024, section 5), seen from the stream: whoever waits for its room has
+    already chosen it over loading elsewhere (``deployments.estimate``), so what is left is to wait or to migrate.
 
     Args:
-        streams: what runs at the best place, and would have to end or move.
-        elsewhere: the next best place; None if there is none.
-        here: the best place, once it is free.
-        target_has_room: whether another replica could take the streams.
+        tokens: prompt and output, so far: what the target has to compute.
+        left_s: how long it will still take where it is.
+        elsewhere_s: how soon another replica would serve its model, from the best tier it has; None if there is none.
         cost: of a resume.
     """
-    wait_s = max((stream.left_s for stream in streams), default=0.0) + here.load_s()
-    load_s = elsewhere.load_s() if elsewhere is not None else float("inf")
-    # The target computes one prefill after the other; the source is free when the last has moved.
-    moving_s = sum(cost.seconds(stream.tokens) for stream in streams)
-    migrate_s = moving_s + here.load_s() if target_has_room else float("inf")
-    ways: list[tuple[float, Literal["wait", "load elsewhere", "migrate"]]] = [
-        (wait_s, "wait"),
-        (load_s, "load elsewhere"),
-        (migrate_s, "migrate"),
-    ]
-    # Of equals the first: what moves nothing.
-    return Choice(min(ways, key=lambda way: way[0])[1], wait_s, load_s, migrate_s)
+    return elsewhere_s is not None and elsewhere_s + cost.seconds(tokens) < left_s
 
 
 def another_round(rest_tokens: list[int], cost: ResumeCost) -> bool:

@@ -36,6 +36,10 @@ class ModelPool:
     metrics: StreamMetrics | None = None
     choose: Callable[[GenerateRequest, ResumeCost], Place | None] = lambda _ask, _cost: None
     """Returns the replica for a sequence that isn't sent to a certain one; None to leave that to Serve."""
+    elsewhere_s: Callable[[str, str | None], float | None] = lambda _model_id, _replica_id: None
+    """Returns how soon another replica than that one would serve a model; None if nobody knows of one."""
+    lose_engine: Callable[[str | None, str], None] = lambda _replica_id, _model_id: None
+    """Says that the engine of a model on that replica has died."""
     line: FairQueue | None = None
     """Where tenants wait for a place; None where there are no tenants."""
     cost: ResumeCost = field(default_factory=ResumeCost)

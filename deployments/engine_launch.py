@@ -40,9 +40,15 @@ READ_ON_IMPORT = (
     *("VLLM_LOGGING_", "VLLM_PLUGINS", "VLLM_BATCH_INVARIANT"),
 )
 
-# On a CPU vLLM 0.29 fails to load what it has compiled ahead of time and so compiles anew at every start; without this
-# torch's own cache serves.
-_DEFAULTS = {"VLLM_USE_AOT_COMPILE": "0"} if current_platform.is_cpu() else {}
+_DEFAULTS = {
+    # How large the KV cache can be is measured at the first start, and remembered beside what was compiled.
+    "VLLM_ENABLE_STARTUP_PLAN": "1",
+    # On a CPU vLLM 0.29 fails to load what it has compiled ahead of time and so compiles anew at every start; without
+    # this torch's own cache serves.
+    **({"VLLM_USE_AOT_COMPILE": "0"} if current_platform.is_cpu() else {}),
+}
+
+_CACHES = {"VLLM_CACHE_ROOT": "", "TORCHINDUCTOR_CACHE_DIR": "/inductor", "TRITON_CACHE_DIR": "/triton"}
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -119,6 +125,9 @@ def _become(surroundings: Surroundings) -> None:
     """Take on the environment, the directory and the log file of the asking process."""
     os.environ.clear()
     os.environ.update(_DEFAULTS | surroundings.environment | {"VLLM_WORKER_MULTIPROC_METHOD": "fork"})
+    if surroundings.cache_dir:
+        # Torch has put its own default there when it was imported.
+        os.environ |= {variable: surroundings.cache_dir + part for variable, part in _CACHES.items()}
     os.chdir(surroundings.working_directory)
     log_fd = os.open(surroundings.log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     null_fd = os.open(os.devnull, os.O_RDONLY)

@@ -97,7 +97,7 @@ class FakeEngine:
 
     def start_report(self) -> StartReport:
         """See ``Engine.start_report``."""
-        return {"weights_from": "nowhere", "stages_s": {}}
+        return {"weights_from": "nowhere", "found_in": "nowhere", "snapshot_id": "", "stages_s": {}}
 
     async def sleep(self) -> None:
         """See ``Engine.sleep``."""

@@ -58,8 +58,13 @@ class ForkedEngine:
         self._listening = asyncio.get_running_loop().create_task(self._listen(reader))
 
     @classmethod
-    async def ask(cls, pool: PoolAddress, model_id: str) -> "ForkedEngine":
+    async def ask(cls, pool: PoolAddress, model_id: str, cache_dir: str = "") -> "ForkedEngine":
         """Have the pool fork a process for an engine.
+
+        Args:
+            pool: which one.
+            model_id: names the engine's log.
+            cache_dir: where the engine keeps what it compiles and measures; vLLM's own place if empty.
 
         Raises:
             PoolUnavailableError: nobody answers, or this process's environment doesn't suit the pool.
@@ -68,7 +73,7 @@ class ForkedEngine:
             async with asyncio.timeout(FORK_TIMEOUT_S):
                 engine = cls(model_id, *await asyncio.open_unix_connection(pool.socket_path))
                 try:
-                    engine._writer.write(pack_surroundings(_surroundings(pool, model_id)))
+                    engine._writer.write(pack_surroundings(_surroundings(pool, model_id, cache_dir)))
                     report = await engine._report()
                 except BaseException:
                     engine.hang_up()
@@ -154,7 +159,7 @@ def stages_s(asked_s: float, marks_s: dict[str, float]) -> dict[str, float]:
     return stages
 
 
-def _surroundings(pool: PoolAddress, model_id: str) -> Surroundings:
+def _surroundings(pool: PoolAddress, model_id: str, cache_dir: str) -> Surroundings:
     # A killed engine leaves its sockets behind; there they go with the pool.
     environment = dict(os.environ) | {"VLLM_RPC_BASE_PATH": str(Path(pool.socket_path).parent)}
-    return Surroundings(environment, str(Path.cwd()), str(log_path(pool, model_id)))
+    return Surroundings(environment, str(Path.cwd()), str(log_path(pool, model_id)), cache_dir)

@@ -12,7 +12,8 @@ from typing import Any, get_args
 
 from deployments.engine import Engine
 from deployments.errors import EngineBusyError, EngineDiedError, EngineStartError, SleepUnsupportedError, WakeError
-from deployments.types import EngineDescription, EngineState
+from deployments.start_times import StartTimes
+from deployments.types import NOT_STARTED, EngineDescription, EngineState, StartReport
 
 # Failed starts, or early deaths, until a model is given up for a while.
 MAX_FAILURES = 3
@@ -20,7 +21,6 @@ MAX_FAILURES = 3
 FORGIVE_AFTER_S = 10.0
 # A model that failed is tried again when it is asked for after this long: what was wrong may have been mended.
 RETRY_FAILED_AFTER_S = 60.0
-_SMOOTHING = 0.5
 # Before anything was measured.
 _FIRST_START_S = 10.0
 _FIRST_WAKE_S = 0.3
@@ -31,7 +31,14 @@ logger = logging.getLogger(__name__)
 class EngineLifecycle:
     """Owns the engine of one model; one event loop, and one operation at a time."""
 
-    def __init__(self, model_id: str, make_engine: Callable[[], Engine], on_change: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        model_id: str,
+        make_engine: Callable[[], Engine],
+        on_change: Callable[[], None],
+        tier_of: Callable[[str], str],
+    ) -> None:
+        """``tier_of`` tells where a snapshot is."""
         self.model_id = model_id
         self.state: EngineState = "cold"
         self.reason: str | None = None
@@ -40,13 +47,16 @@ class EngineLifecycle:
         self.restarts = 0
         self.wakes = 0
         self.failed_at_s = 0.0
-        self.measured_start_s: float | None = None
-        self.measured_wake_s: float | None = None
         # Measured once it has been awake, and asleep; 0 before.
         self.awake_bytes = 0
         self.asleep_bytes = 0
         self._make_engine = make_engine
         self._on_change = on_change
+        self._tier_of = tier_of
+        self._starts = StartTimes(_FIRST_START_S)
+        self._wakes = StartTimes(_FIRST_WAKE_S)
+        # Of the engine that was there last.
+        self._last_report: StartReport = NOT_STARTED
         self._engine: Engine | None = None
         self._failures = 0
         self._started_at_s = 0.0
@@ -59,15 +69,18 @@ class EngineLifecycle:
 
     @property
     def start_s(self) -> float:
-        """How long a start takes, the latest counting most; a guess before the first."""
-        return _FIRST_START_S if self.measured_start_s is None else self.measured_start_s
+        """How long a start would take from where the snapshot is now; a guess before the first."""
+        return self._starts.seconds(self._tier())
 
     @property
     def wake_s(self) -> float:
-        """How long a wake takes, for an engine that can't sleep a start; a guess before the first."""
-        if not self.can_sleep:
-            return self.start_s
-        return _FIRST_WAKE_S if self.measured_wake_s is None else self.measured_wake_s
+        """How long a wake would take, as ``start_s``; for an engine that can't sleep, a start."""
+        return self._wakes.seconds(self._tier()) if self.can_sleep else self.start_s
+
+    def _tier(self) -> str:
+        report = self._last_report if self._engine is None else self._engine.start_report()
+        # Without a snapshot, the next start is as the last.
+        return self._tier_of(report["snapshot_id"]) if report["snapshot_id"] else report["found_in"]
 
     def start(self) -> Coroutine[Any, Any, None]:
         """Make an engine and start it; after a few failures the model is ``failed``."""
@@ -85,7 +98,7 @@ class EngineLifecycle:
             self._fail(error.reason)
             return
         self._started_at_s = time.monotonic()
-        self.measured_start_s = _smoothed(self.measured_start_s, self._started_at_s - begin_s)
+        self._starts.measured(engine.start_report()["found_in"], self._started_at_s - begin_s)
         self.awake_bytes = await engine.memory_bytes()
         self._awake("started")
 
@@ -126,7 +139,7 @@ class EngineLifecycle:
         except EngineDiedError:
             await self._died()
         else:
-            self.measured_wake_s = _smoothed(self.measured_wake_s, time.monotonic() - begin_s)
+            self._wakes.measured(engine.start_report()["found_in"], time.monotonic() - begin_s)
             self.wakes += 1
             self._awake("woken")
 
@@ -138,6 +151,7 @@ class EngineLifecycle:
     async def _stop(self, reason: str | None) -> None:
         engine, self._engine = self._engine, None
         if engine is not None:
+            self._last_report = engine.start_report()
             await engine.stop()
         self._set("cold", reason)
 
@@ -176,8 +190,8 @@ class EngineLifecycle:
             "state": self.state,
             "reason": self.reason,
             "supported_tasks": engine.supported_tasks() if engine is not None else [],
-            "started_in_s": self.measured_start_s,
-            "woken_in_s": self.measured_wake_s,
+            "started_in_s": self._starts.latest_s(self._tier()),
+            "woken_in_s": self._wakes.latest_s(self._tier()),
             "since_s": time.monotonic() - self._began_s,
             "restarts": self.restarts,
             "wakes": self.wakes,
@@ -185,8 +199,8 @@ class EngineLifecycle:
             "waiting": waiting,
             "awake_bytes": self.awake_bytes,
             "asleep_bytes": self.asleep_bytes,
-            "is_up": self.measured_start_s is not None and self.state not in {"failed", "stopped"},
-            "start": engine.start_report() if engine is not None else {"weights_from": "", "stages_s": {}},
+            "is_up": self._started_at_s > 0 and self.state not in {"failed", "stopped"},
+            "start": engine.start_report() if engine is not None else NOT_STARTED,
         }
 
     def _died(self, reason: str = "its engine died") -> Coroutine[Any, Any, None]:
@@ -223,7 +237,3 @@ class EngineLifecycle:
 
     def __repr__(self) -> str:
         return f"<EngineLifecycle {self.model_id} {self.state}, {self.restarts} restarts, {self.wakes} wakes>"
-
-
-def _smoothed(before_s: float | None, now_s: float) -> float:
-    return now_s if before_s is None else before_s + _SMOOTHING * (now_s - before_s)

@@ -15,11 +15,15 @@ _LENGTH = struct.Struct("!Q")
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What an engine's process takes over from the one that asked for it; ``log_path`` gets its output."""
+    """What an engine's process takes over from the one that asked for it.
+
+    ``log_path`` gets its output, and the directory ``cache_dir``, if there is one, what it compiles and measures.
+    """
 
     environment: dict[str, str]
     working_directory: str
     log_path: str
+    cache_dir: str = ""
 
 
 @dataclass(frozen=True)

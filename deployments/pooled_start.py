@@ -30,7 +30,7 @@ async def start_pooled(spec: ModelSpec, pool: PoolAddress) -> tuple[AsyncLLM, Fo
     begin_s = time.monotonic()
     config = await asyncio.to_thread(engine_config, spec)
     configured_s = time.monotonic()
-    engine = await ForkedEngine.ask(pool, spec.id)
+    engine = await ForkedEngine.ask(pool, spec.id, spec.cache_dir)
     executor_class, addresses = Executor.get_class(config), get_engine_zmq_addresses(config)
     request = pickle.dumps((config, executor_class, addresses))
     # Beside the engine's start: it loads the tokenizer, and then waits for the engine to say that it is ready.

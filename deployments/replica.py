@@ -32,7 +32,7 @@ from deployments.types import (
     MoveRequest,
     NewsRequest,
 )
-from deployments.wire import MOVE, TokenDelta
+from deployments.wire import MAKE_ROOM, MOVE, TokenDelta
 from storage.store import StoreConfig
 
 # How long a request waits for the replica to hear of a model, or of its change, as the gateway has.
@@ -50,10 +50,12 @@ class EngineReplica:
         limits: Limits,
         max_wait_s: float,
         replica_id: str = "",
+        tier_of: Callable[[str], str] = lambda _: "",
     ) -> None:
-        """``catalogue`` is a Serve handle that knows the models of ``pool``."""
+        """``catalogue`` is a Serve handle that knows the models of ``pool``; ``tier_of`` tells where a snapshot is."""
         self._feeds = Feeds()
-        self._residents = Residents([], make_engine, limits, max_wait_s)
+        self._residents = Residents([], make_engine, limits, max_wait_s, tier_of)
+        self._residents.on_drain = self._make_room
         self._residents.run()
         self._is_leaving = False
         self._streaming: dict[str, tuple[str, GatewayFeed]] = {}
@@ -119,9 +121,15 @@ class EngineReplica:
 
     async def move(self, request: MoveRequest) -> int:
         """Have the gateways take the streams of a model to other replicas; return how many, before any has gone."""
-        streams = [(key, feed) for key, (model, feed) in self._streaming.items() if model == request["model_id"]]
+        return self._ask_of_streams(request["model_id"], MOVE)
+
+    def _make_room(self, model_id: str) -> None:
+        self._ask_of_streams(model_id, MAKE_ROOM)
+
+    def _ask_of_streams(self, model_id: str, what: str) -> int:
+        streams = [(key, feed) for key, (model, feed) in self._streaming.items() if model == model_id]
         for stream_id, feed in streams:
-            feed.send(TokenDelta(stream_id, [], stop_reason=MOVE))
+            feed.send(TokenDelta(stream_id, [], stop_reason=what))
         return len(streams)
 
     async def embed(self, request: EmbedRequest) -> Embedding:
@@ -201,7 +209,13 @@ class ServedEngineReplica(EngineReplica):
         metrics = StartMetrics()
         replica_id = serve.get_replica_context().replica_id.unique_id
         super().__init__(
-            catalogue, pool, lambda spec: _staged_engine(spec, node, metrics), limits, max_wait_s, replica_id
+            catalogue,
+            pool,
+            lambda spec: _staged_engine(spec, node, metrics),
+            limits,
+            max_wait_s,
+            replica_id,
+            node.tier_of,
         )
 
     async def __del__(self) -> None:

@@ -57,9 +57,14 @@ class Residents:
     """The models of one replica; one event loop. ``run`` first, ``close`` last."""
 
     def __init__(
-        self, specs: list[ModelSpec], make_engine: Callable[[ModelSpec], Engine], limits: Limits, max_wait_s: float
+        self,
+        specs: list[ModelSpec],
+        make_engine: Callable[[ModelSpec], Engine],
+        limits: Limits,
+        max_wait_s: float,
+        tier_of: Callable[[str], str] = lambda _: "",
     ) -> None:
-        """``max_wait_s`` is how long a request is held for its model."""
+        """``max_wait_s`` is how long a request is held for its model; ``tier_of`` tells where a snapshot is."""
         self._limits = limits
         self._max_wait_s = max_wait_s
         self._kicked = asyncio.Event()
@@ -67,6 +72,9 @@ class Residents:
         self.changed = asyncio.Event()
         self._watchers: list[asyncio.Future[None]] = []
         self._make_engine = make_engine
+        self._tier_of = tier_of
+        # Called when a model gets no more requests because others wait for its room.
+        self.on_drain: Callable[[str], None] = lambda _: None
         self._residents: dict[str, _Resident] = {}
         self.host(specs)
         self._draining: dict[str, str] = {}
@@ -105,7 +113,7 @@ class Residents:
         return spec is not None and revision in {None, spec.revision}
 
     def _life(self, spec: ModelSpec) -> EngineLifecycle:
-        return EngineLifecycle(spec.id, lambda: self._make_engine(spec), self._on_change)
+        return EngineLifecycle(spec.id, lambda: self._make_engine(spec), self._on_change, self._tier_of)
 
     def run(self) -> None:
         """Begin to look after the engines."""
@@ -289,6 +297,8 @@ class Residents:
             # First, so that what has just become awake serves those it woke for before its place is given away.
             self._admit(resident)
         decision = decide(self.views(), self._limits, now_s)
+        for model_id in decision.drain.keys() - self._draining.keys():
+            self.on_drain(model_id)
         self._draining = decision.drain
         for model_id, reason in decision.refused.items():
             self._turn_away(self._residents[model_id], reason)

@@ -64,6 +64,7 @@ class StagedEngine:
         self._finishing: asyncio.Task[None] | None = None
         self._stages_s: dict[str, float] = {}
         self._weights_from = ""
+        self._found_in = ""
         self._owner = f"{spec.id} in process {os.getpid()}"
         # Where the engine can be woken from; none while there is no snapshot of it.
         self._snapshot_id: str | None = None
@@ -104,7 +105,7 @@ class StagedEngine:
             if self._published is not None:
                 raise
             return False
-        spec = replace(self._spec, path=str(source.directory))
+        spec = replace(self._spec, path=str(source.directory), cache_dir=self._cache_dir(origin))
         await self._run(with_loader(spec, snapshot=Path(place.path)))
         return True
 
@@ -115,11 +116,11 @@ class StagedEngine:
             # Another engine on this node may have built it meanwhile.
             if await self._restore(source, origin):
                 return
-            self._weights_from = "checkpoint"
+            self._weights_from = self._found_in = "checkpoint"
             with self._timed("fetch"):
                 checkpoint = self._sources.checkpoint(source)
                 directory = await asyncio.to_thread(until_started.enter_context, checkpoint)
-            spec = replace(self._spec, path=str(directory))
+            spec = replace(self._spec, path=str(directory), cache_dir=self._cache_dir(origin))
             needed_bytes = _weights_bytes(directory) + _ROOM_BESIDES_BYTES
             if needed_bytes > min(config.disk_bytes, shutil.disk_usage(config.disk_dir).free):
                 logger.warning("%s: no room on disk for a snapshot of %d bytes", self._spec.id, needed_bytes)
@@ -129,6 +130,10 @@ class StagedEngine:
             await self._run(being_built.engine_spec)
             # The engine serves already.
             self._finishing = asyncio.create_task(self._finish(being_built, origin, until_started.pop_all()))
+
+    def _cache_dir(self, origin: Origin) -> str:
+        """Return where to keep what an engine compiles and measures: it goes with the snapshot, and may be lost."""
+        return str(LocalTier("disk", self._node.config.disk_dir).beside(origin.snapshot_id))
 
     async def _only_builder(self, origin: Origin, held: ExitStack) -> None:
         directory = self._node.config.disk_dir / _BUILDERS_NAME / origin.snapshot_id
@@ -157,9 +162,10 @@ class StagedEngine:
             logger.info("the snapshot of %s is in %s", self._spec.id, place.path)
 
     async def _hold(self, snapshot_id: str) -> Place:
+        found_in = self._node.tier_of(snapshot_id)
         self._lease, place = await self._node.hold(snapshot_id, self._owner, self._published)
         self._snapshot_id = snapshot_id
-        self._weights_from = place.tier
+        self._weights_from, self._found_in = place.tier, found_in
         if self._spec.pin in {"dram", "disk"}:
             await asyncio.to_thread(write_pin, self._node.config.disk_dir, snapshot_id, self._spec.pin)
         return place
@@ -246,7 +252,12 @@ class StagedEngine:
     def start_report(self) -> StartReport:
         """See ``Engine.start_report``."""
         inside_s = self._engine.start_report()["stages_s"] if self._engine is not None else {}
-        return {"weights_from": self._weights_from, "stages_s": self._stages_s | inside_s}
+        return {
+            "weights_from": self._weights_from,
+            "found_in": self._found_in,
+            "snapshot_id": self._snapshot_id or "",
+            "stages_s": self._stages_s | inside_s,
+        }
 
     async def stop(self) -> None:
         """See ``Engine.stop``."""

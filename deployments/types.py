@@ -47,6 +47,8 @@ class ModelSpec:
     pin: Literal["gpu", "dram", "disk"] | None = None
     # What it takes while awake, until it was measured.
     awake_bytes: int = 0
+    # Where its engine keeps what it compiles and measures, for the next one; vLLM's own place if there is none.
+    cache_dir: str = ""
 
     @cached_property
     def revision(self) -> str:
@@ -164,19 +166,29 @@ class Embedding(TypedDict):
 
 
 class StartReport(TypedDict):
-    """How an engine's last start went: where its weights came from (a tier, or ``checkpoint``), seconds by stage."""
+    """How an engine's last start went, by stage in seconds, and where its weights came from.
+
+    ``weights_from`` is the tier that it maps, or ``checkpoint``; ``found_in`` the tier in which the last start or wake
+    found its snapshot (``snapshot_id``), before it was brought nearer.
+    """
 
     weights_from: str
+    found_in: str
+    snapshot_id: str
     stages_s: dict[str, float]
+
+
+NOT_STARTED: StartReport = {"weights_from": "", "found_in": "", "snapshot_id": "", "stages_s": {}}
 
 
 class EngineDescription(TypedDict):
     """What a replica says of one of its engines.
 
-    ``since_s`` is how long it has been in its state, ``started_in_s`` and ``woken_in_s`` how long starts and wakes take
-    (the latest counting most), ``requests`` how many sequences the engine has in hand, ``waiting`` how many wait for it
-    to be awake, ``awake_bytes`` and ``asleep_bytes`` the memory it held when it was last so (0: never was). ``is_up``
-    says whether it has been awake once and hasn't failed since, so that requests can be held.
+    ``since_s`` is how long it has been in its state, ``started_in_s`` and ``woken_in_s`` how long a start and a wake
+    take from where its snapshot is (None: never measured), ``requests`` how many sequences the engine has in hand,
+    ``waiting`` how many wait for it to be awake, ``awake_bytes`` and ``asleep_bytes`` the memory it held when it was
+    last so (0: never was). ``is_up`` says whether it has been awake once and hasn't failed since, so that requests can
+    be held.
     """
 
     state: EngineState

@@ -254,7 +254,8 @@ class VllmEngine:
 
     def start_report(self) -> StartReport:
         """See ``Engine.start_report``."""
-        return {"weights_from": "checkpoint", "stages_s": self.start_stages_s()}
+        stages_s = self.start_stages_s()
+        return {"weights_from": "checkpoint", "found_in": "checkpoint", "snapshot_id": "", "stages_s": stages_s}
 
     async def stop(self) -> None:
         """See ``Engine.stop``."""

@@ -13,7 +13,10 @@ import msgspec
 
 _LENGTH = struct.Struct(">I")
 MAX_FRAME_BYTES = 64 * 1024 * 1024
+# What a delta without tokens asks of the gateway: to take the stream to another replica; to do so if it is quicker
+# there than waiting for the stream's end, because another model waits for its room.
 MOVE = "move"
+MAKE_ROOM = "make room"
 
 # (token ids, log probabilities, rank of the sampled token): the sampled token first, then the top ones by rank.
 LogprobRow = tuple[list[int], list[float], int]
@@ -30,7 +33,7 @@ class TokenDelta(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):
 
     ``token_ids`` are new output tokens; ``logprobs`` has a row for each of them when asked for. ``prompt_logprobs``
     and ``cached_tokens`` come with the first delta. ``finish_reason`` is set on the last one. A delta that is nothing
-    but a ``stop_reason`` of ``MOVE`` asks the gateway to take the stream to another replica.
+    but a ``stop_reason`` of ``MOVE`` or ``MAKE_ROOM`` asks something of the gateway.
     """
 
     stream_id: str
@@ -40,6 +43,10 @@ class TokenDelta(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):
     cached_tokens: int | None = None
     logprobs: list[LogprobRow] | None = None
     prompt_logprobs: list[LogprobRow] | None = None
+
+    def is_request(self) -> bool:
+        """Tell whether it asks something of the gateway, and is no part of the stream."""
+        return not self.token_ids and self.finish_reason is None and self.stop_reason in {MOVE, MAKE_ROOM}
 
 
 class EngineNews(msgspec.Struct, array_like=True, frozen=True, gc=False):

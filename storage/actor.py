@@ -7,7 +7,7 @@ started again. Does not cover: who creates the actors (``deployments.nodes``), a
 import asyncio
 import logging
 import time
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
@@ -103,6 +103,12 @@ class StoreClient:
         """
         lease = Lease(self.config.disk_dir, snapshot_id, owner)
         return lease, await hold(lease, self._call("acquire", snapshot_id, source_url))
+
+    def tier_of(self, snapshot_id: str) -> TierName | Literal["remote"]:
+        """Return the fastest tier of this node that has a snapshot, ``remote`` if none: a look at two directories."""
+        if (self.config.dram_dir / snapshot_id).is_dir():
+            return "dram"
+        return "disk" if (self.config.disk_dir / snapshot_id).is_dir() else "remote"
 
     async def _call(self, method: str, *arguments: Any) -> Any:
         until_s = time.monotonic() + _CALL_DEADLINE_S

@@ -7,6 +7,7 @@ get in: dram is mapped memory that a source writes straight into. Does not cover
     root/<snapshot id>/…     a whole snapshot
     root/.partial/<random>/… one being written; its owner holds a lock on ``.lock`` in it
     root/.trash/…            one being removed
+    root/.beside/<id>/…      what engines keep beside a snapshot: compiled code, measurements
 """
 
 import re
@@ -54,6 +55,10 @@ class LocalTier:
         """Return the directory of a snapshot, whether it is here or not."""
         return self.root / snapshot_id
 
+    def beside(self, snapshot_id: str) -> Path:
+        """Return the directory for what engines keep beside a snapshot, absent or not; it goes with the snapshot."""
+        return self.root / ".beside" / snapshot_id
+
     def __contains__(self, snapshot_id: str) -> bool:
         return self.path(snapshot_id).is_dir()
 
@@ -90,6 +95,7 @@ class LocalTier:
         except FileNotFoundError as error:
             raise SnapshotMissingError(snapshot_id) from error
         shutil.rmtree(rest, ignore_errors=True)
+        shutil.rmtree(self.beside(snapshot_id), ignore_errors=True)
 
     def __repr__(self) -> str:
         return f"<LocalTier {self.name} at {self.root}, {len(self.ids())} snapshots>"

@@ -2,8 +2,10 @@
 
 Two replicas on one machine. A stream with so many tokens of context is read over HTTP; in its midst it is moved to the
 other replica, or the replica it runs on is killed (`kill -9`). The gap is the longest time between two chunks from then
-on; the usual time between two is the median of those before. The overhead is that of an engine with FlashServe's
-scheduler beside the same engine with vLLM's own, with streams side by side that nothing happens to.
+on; the usual time between two is the median of those before. What others feel is the rate of two streams that run on
+the target, from the order to move to the end of that gap, beside their rate in the seconds before. The overhead is that
+of an engine with FlashServe's scheduler beside the same engine with vLLM's own, with streams side by side that nothing
+happens to.
 
 Usage: python tests/bench/migration.py [--rounds 6]
 """
@@ -11,6 +13,7 @@ Usage: python tests/bench/migration.py [--rounds 6]
 import argparse
 import asyncio
 import json
+import re
 import sys
 import tempfile
 import time
@@ -38,6 +41,7 @@ from tests.support.service import CHAT_MODEL, MODELS, Service, demo_args, deploy
 NAME = "migration"
 CONTEXTS = (128, 512, 1024, 2048)
 BEFORE, AFTER = 40, 60
+OTHERS, OTHERS_TOKENS, WINDOW_S = 2, 600, 1.5
 ENGINE = {"dtype": "bfloat16", "max_model_len": 4096, "kv_cache_memory_bytes": 512 << 20, "enforce_eager": True}
 STOCK_SCHEDULER = "vllm.v1.core.sched.scheduler.Scheduler"
 OVERHEAD_STREAMS, OVERHEAD_TOKENS = 8, 96
@@ -58,8 +62,15 @@ class Stream:
 
     def gap_ms(self) -> float:
         """Longest time between two chunks of which the later came after the disturbance."""
+        return float(np.max(self._gaps_s())) * 1000
+
+    def gap_end_s(self) -> float:
+        """When it was over."""
+        return self.arrivals_s[len(self.arrivals_s) - len(self._gaps_s()) + int(np.argmax(self._gaps_s()))]
+
+    def _gaps_s(self) -> "np.typing.NDArray[np.float64]":
         last_before = sum(at_s <= self.disturbed_s for at_s in self.arrivals_s) - 1
-        return float(np.max(np.diff(self.arrivals_s[last_before:]))) * 1000
+        return np.diff(self.arrivals_s[last_before:])
 
 
 async def disturbed_stream(http: httpx.AsyncClient, context: int, disturb: Callable[[], Awaitable[None]]) -> Stream:
@@ -96,6 +107,48 @@ async def migrated(http: httpx.AsyncClient, context: int) -> Stream:
     return await disturbed_stream(http, context, migrate)
 
 
+async def replica_ids(http: httpx.AsyncClient) -> list[str]:
+    """Serve's ids of the replicas that serve the model."""
+    found = re.findall(r'deployment="Engines-default".*?replica="([^"]+)"', (await http.get("/metrics")).text)
+    return sorted(set(found))
+
+
+async def others_change(http: httpx.AsyncClient, source_id: str) -> float | None:
+    """How much slower (in %, negative) streams on the target are while another moves there; None: it was there."""
+    arrivals_s: list[float] = []
+
+    async def read() -> None:
+        body = {"model": CHAT_MODEL, "prompt": "Once", "max_tokens": OTHERS_TOKENS, "ignore_eos": True, "stream": True}
+        async with http.stream("POST", "/v1/completions", json=body) as response:
+            async for line in response.aiter_lines():
+                if line.startswith("data: {"):
+                    arrivals_s.append(time.perf_counter())  # noqa: PERF401 - each when it comes
+
+    others = [asyncio.ensure_future(read()) for _ in range(OTHERS)]
+    try:
+        while len(arrivals_s) < OTHERS * 10:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        order = {"model": CHAT_MODEL, "replica": source_id}
+        while (await http.post("/admin/migrate", json=order)).json()["moving"]:  # noqa: ASYNC110
+            await asyncio.sleep(1)
+        moving = []
+
+        async def migrate() -> None:
+            moving.append((await http.post("/admin/migrate", json=order)).json()["moving"])
+
+        stream = await disturbed_stream(http, 512, migrate)
+    finally:
+        for other in others:
+            other.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+    if moving != [1]:
+        return None
+    begin_s, end_s = stream.disturbed_s, stream.gap_end_s()
+    before = sum(begin_s - WINDOW_S <= at_s < begin_s for at_s in arrivals_s) / WINDOW_S
+    meanwhile = sum(begin_s <= at_s < end_s for at_s in arrivals_s) / (end_s - begin_s)
+    return (meanwhile / before - 1) * 100
+
+
 async def bereft(service: Service, http: httpx.AsyncClient, context: int) -> Stream:
     """A stream whose replica is killed."""
     used_s = {process: _cpu_s(process) for process in service.processes("ServeReplica:flashserve:Engines-default")}
@@ -122,7 +175,7 @@ async def both_awake(service: Service, http: httpx.AsyncClient) -> None:
     await asyncio.gather(*(http.post("/v1/completions", json=ask) for _ in range(8)))
 
 
-async def gaps(service: Service, rounds: int) -> tuple[dict[int, list[Stream]], list[Stream]]:
+async def gaps(service: Service, rounds: int) -> tuple[dict[int, list[Stream]], list[float], list[Stream]]:
     async with httpx.AsyncClient(base_url=service.url, timeout=300) as http:
         await both_awake(service, http)
         await migrated(http, 512)  # warm-up
@@ -130,11 +183,13 @@ async def gaps(service: Service, rounds: int) -> tuple[dict[int, list[Stream]], 
         for _ in range(rounds):
             for context in CONTEXTS:
                 moved[context].append(await migrated(http, context))
+        source_id = (await replica_ids(http))[0]
+        changes = [await others_change(http, source_id) for _ in range(rounds)]
         lost = []
         for _ in range(rounds):
             await both_awake(service, http)
             lost.append(await bereft(service, http, 512))
-    return moved, lost
+    return moved, [change for change in changes if change is not None], lost
 
 
 async def tokens_per_s(engine: VllmEngine) -> float:
@@ -178,7 +233,9 @@ def service_args() -> dict[str, Any]:
     return args
 
 
-def results(moved: dict[int, list[Stream]], lost: list[Stream], overhead: list[float]) -> list[Result]:
+def results(
+    moved: dict[int, list[Stream]], others: list[float], lost: list[Stream], overhead: list[float]
+) -> list[Result]:
     found = [median_result("usual time between two tokens", [s.usual_ms() for s in moved[512]], "ms")]
     for context, streams in moved.items():
         beyond = [stream.gap_ms() - 5 * stream.usual_ms() for stream in streams]
@@ -190,6 +247,7 @@ def results(moved: dict[int, list[Stream]], lost: list[Stream], overhead: list[f
         ]
     return [
         *found,
+        median_result("rate of others on the target, meanwhile", others, "% more", Target(-10, "min"), "before"),
         median_result("gap of a killed replica, 512 tokens", [s.gap_ms() for s in lost], "ms", Target(1000, "max")),
         median_result("overhead of the scheduler", overhead, "%", Target(1, "max"), "vLLM's own scheduler"),
     ]
@@ -200,11 +258,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6)
     rounds = parser.parse_args().rounds
     with deployed(service_args()) as service:
-        moved, lost = asyncio.run(gaps(service, rounds))
+        moved, others, lost = asyncio.run(gaps(service, rounds))
     with tempfile.TemporaryDirectory() as logs, background_pool(Path(logs)) as pool:
         overhead = asyncio.run(overheads(pool, rounds * 2))
     notes = ["Both replicas, the gateway and the client share the cores of one machine."]
-    report = make_report(NAME, results(moved, lost, overhead), notes)
+    report = make_report(NAME, results(moved, others, lost, overhead), notes)
     write_report(report)
     plot({context: [s.gap_ms() for s in streams] for context, streams in moved.items()},
          [s.usual_ms() for streams in moved.values() for s in streams], [s.gap_ms() for s in lost],

@@ -1,5 +1,6 @@
 """Engines sleep and wake on a CPU: the same answers bit for bit, and memory that really goes. Real vLLM."""
 
+import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from tiny_models import make_tied
 from vllm.pooling_params import PoolingParams
 
 from deployments.errors import EngineBusyError, EngineUnavailableError, WakeError
+from deployments.forked_engine import PoolAddress
 from deployments.snapshot_builder import with_loader
 from deployments.types import AdapterRef, EmbedRequest, GenerateRequest, ModelSpec
 from deployments.vllm_engine import VllmEngine
@@ -23,7 +25,7 @@ from tests.support.snapshots import changed, describe, one_value_negated
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(1200)]
 
-CYCLES = 24
+CYCLES = int(os.environ.get("FLASHSERVE_SLEEP_CYCLES", "12"))
 # What a heap may gain by chance; a leak of one layer's weights in every cycle would be many times this.
 NOISE_BYTES = 32 << 20
 KV_CACHE_BYTES = 64 << 20
@@ -113,12 +115,14 @@ class Sleeper:
 
 
 @pytest_asyncio.fixture(params=CASES, scope="module", loop_scope="module")
-async def sleeper(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Sleeper]:
+async def sleeper(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, pool_address: PoolAddress
+) -> AsyncIterator[Sleeper]:
     case = CASES[request.param]
     if not case.spec.path:
         case = case._replace(spec=replace(case.spec, path=str(make_tied(tmp_path_factory.mktemp("tiny")))))
     directory = tmp_path_factory.mktemp("snapshot")
-    engine = VllmEngine(with_loader(case.spec, build=directory))
+    engine = VllmEngine(with_loader(case.spec, build=directory), pool_address)
     await engine.start()
     try:
         describe(case.spec, directory)

@@ -17,6 +17,7 @@ from deployments.vllm_engine import VllmEngine
 from storage.snapshot import verify
 from storage.tier import LocalTier
 from tests.support.service import CHAT_MODEL, EMBEDDING_MODEL, MODELS
+from tests.support.tiny_models import make_tied
 
 ENGINE = {"dtype": "float32", "max_model_len": 256, "kv_cache_memory_bytes": 64 << 20, "enforce_eager": True}
 CHECKPOINT = "0" * 64
@@ -90,3 +91,22 @@ async def test_a_restored_engine_answers_as_the_one_that_was_built(
     await restored.stop()
     assert restored.answer == built[0].answer is not None
     verify(manifest, path)  # serving has changed nothing in it
+
+
+async def test_what_one_engine_has_compiled_the_next_one_finds(tmp_path: Path, pool_address: PoolAddress) -> None:
+    engine = {"dtype": "float32", "max_model_len": 256, "kv_cache_memory_bytes": 16 << 20, "skip_tokenizer_init": True}
+    spec = ModelSpec("tiny", str(make_tied(tmp_path / "tiny")), engine, cache_dir=str(tmp_path / "beside"))
+
+    written: list[dict[str, int]] = []
+    for _ in range(2):
+        started = VllmEngine(spec, pool_address)
+        await started.start()
+        await started.stop()
+        written.append(times_written(tmp_path / "beside"))
+    assert written[0]
+    assert written[1] == written[0]
+
+
+def times_written(directory: Path) -> dict[str, int]:
+    """By file of compiled code."""
+    return {str(path): path.stat().st_mtime_ns for path in directory.rglob("*.so")}

@@ -7,30 +7,15 @@ from pathlib import Path
 import pytest
 
 from app.engine_client import RemoteEngineClient
-from deployments import lifecycle, residents
+from deployments import residents
 from deployments.errors import ResumeUnsupportedError
-from deployments.fake_engine import FakeEngine
-from deployments.types import GenerateRequest
+from deployments.fake_engine import ASLEEP_BYTES, AWAKE_BYTES, FakeEngine
+from deployments.types import GenerateRequest, ModelSpec
 from deployments.wire import TokenDelta
 from tests.support.fake_pool import Pool, Reading, client_of
 from tests.support.service import CHAT_MODEL
 
 LONG = 400
-
-
-@pytest.fixture
-async def pool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[Pool]:
-    monkeypatch.setattr(residents, "LOOK_PERIOD_S", 0.01)
-    monkeypatch.setattr(lifecycle, "FORGIVE_AFTER_S", 0.0)
-    made = Pool(tmp_path)
-    yield made
-    await made.close()
-
-
-@pytest.fixture
-async def client(pool: Pool) -> AsyncIterator[RemoteEngineClient]:
-    async with client_of(pool) as made:
-        yield made
 
 
 async def until(holds: Callable[[], object]) -> None:
@@ -136,6 +121,25 @@ async def test_what_can_not_move_stays_to_its_end(pool: Pool, client: RemoteEngi
     await reading.read()
     assert reading.token_ids == {0: reading.whole(LONG)}
     assert client._pool.moves == 0
+
+
+@pytest.mark.parametrize("elsewhere_s", [0.0, 1000.0, None])
+async def test_streams_make_room_for_another_model_if_that_is_quicker_than_their_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere_s: float | None
+) -> None:
+    monkeypatch.setattr(residents, "LOOK_PERIOD_S", 0.01)
+    other = ModelSpec("other", "", awake_bytes=AWAKE_BYTES, ttft_slo_s=0.01)
+    pool = Pool(tmp_path, (other,), AWAKE_BYTES + ASLEEP_BYTES)
+    async with client_of(pool) as client:
+        client._pool.elsewhere_s = lambda _model_id, _replica_id: elsewhere_s
+        reading = await Reading(client, max_tokens=LONG).read(at_least=30)
+        pool.begin()
+        async with pool.replicas[0]._residents.use("other"):
+            assert len(client._carriers) == (elsewhere_s == 0.0), "it runs elsewhere, or has ended"
+        await reading.read()
+        assert reading.token_ids == {0: reading.whole(LONG)}
+        assert client._pool.moves == (elsewhere_s == 0.0)
+    await pool.close()
 
 
 async def test_a_client_that_leaves_under_the_move_leaves_nothing(pool: Pool, client: RemoteEngineClient) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,28 +10,12 @@ from vllm.pooling_params import PoolingParams
 from vllm.sampling_params import RequestOutputKind
 
 from app.engine_client import RemoteEngineClient
-from deployments import lifecycle, residents
 from deployments.errors import EngineDiedError, RequestRejectedError
 from deployments.fake_engine import FakeEngine
 from deployments.types import GenerateRequest
 from deployments.wire import TokenDelta
-from tests.support.fake_pool import COUNT, Pool, Reading, client_of
+from tests.support.fake_pool import COUNT, Pool, Reading
 from tests.support.service import CHAT_MODEL
-
-
-@pytest.fixture
-async def pool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[Pool]:
-    monkeypatch.setattr(residents, "LOOK_PERIOD_S", 0.01)
-    monkeypatch.setattr(lifecycle, "FORGIVE_AFTER_S", 0.0)
-    made = Pool(tmp_path)
-    yield made
-    await made.close()
-
-
-@pytest.fixture
-async def client(pool: Pool) -> AsyncIterator[RemoteEngineClient]:
-    async with client_of(pool) as made:
-        yield made
 
 
 async def running(pool: Pool) -> None:

@@ -1,8 +1,8 @@
-"""``flashserve serve``: what a user sees from the command to Ctrl-C, and that nothing is left behind."""
+"""``flashserve serve`` and ``serve run``: what a user sees when a configuration is wrong, and the shipped one.
 
-import os
-import re
-import signal
+From the command to Ctrl-C it is followed in ``test_tiers``.
+"""
+
 import subprocess
 import tempfile
 import time
@@ -65,21 +65,6 @@ def directory() -> Iterator[Path]:
 def embedding_config(port: int) -> dict[str, Any]:
     args = demo_args()
     return serve_config(port, {"models": [m for m in args["models"] if m["id"] == EMBEDDING_MODEL]})
-
-
-def test_ctrl_c_ends_every_process_it_started(directory: Path) -> None:
-    port = free_port()
-    launched = Launched(directory, embedding_config(port))
-    launched.until_it_answers()
-    url = re.search(r"FlashServe answers on (\S+)", launched.output.read_text())
-    assert url is not None
-    assert httpx.get(f"{url[1]}/health").is_success
-    started = launched.everything()
-    assert any("VLLM::EngineCore" in " ".join(process.cmdline()) for process in started)
-    os.kill(launched.process.pid, signal.SIGINT)
-    assert launched.process.wait(60) == 0, launched.output.read_text()
-    assert [process for process in started if process.is_running() and process.status() != psutil.STATUS_ZOMBIE] == []
-    assert "Traceback" not in launched.output.read_text()
 
 
 def sentence_of(directory: Path, config: dict[str, Any]) -> str:

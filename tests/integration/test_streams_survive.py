@@ -29,15 +29,13 @@ async def undisturbed(http: httpx.AsyncClient) -> dict[str, Outcome]:
     return dict(zip(CONVERSATIONS, outcomes, strict=True))
 
 
-def engine_process(service: Service, name: str) -> psutil.Process:
-    """The chat model's; it is the larger one, and an engine core is its worker's parent."""
-    worker = max(service.processes("VLLM::Worker"), key=lambda process: process.memory_info().rss)
-    return worker if name == "Worker" else worker.parent()
+def engine_core(service: Service) -> psutil.Process:
+    """The chat model's: that of the larger worker."""
+    return max(service.processes("VLLM::Worker"), key=lambda process: process.memory_info().rss).parent()
 
 
 VICTIMS: dict[str, Callable[[Service], psutil.Process]] = {
-    "engine core": lambda service: engine_process(service, "EngineCore"),
-    "worker": lambda service: engine_process(service, "Worker"),
+    "engine core": engine_core,
     "replica": lambda service: next(
         process for process in service.processes("Engines-default") if "Worker" not in process.name()
     ),
@@ -59,7 +57,7 @@ async def test_what_is_killed_is_not_noticed(
     counters = {kind: chunks.counter(index) for index, kind in enumerate(STREAMED)}
     asked = [
         asyncio.ensure_future(
-            converse(http, kind, max_tokens=MAX_TOKENS, on_chunk=counters.get(kind, lambda: None))
+            converse(http, kind, max_tokens=MAX_TOKENS, on_chunk=counters.get(kind, lambda _: None))
         )
         for kind in CONVERSATIONS
     ]  # fmt: skip

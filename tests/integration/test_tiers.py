@@ -1,4 +1,7 @@
-"""A model from S3: fetched once, served, found again in host memory after a crash, and shown to whoever asks."""
+"""``flashserve serve`` with a model from S3, from the command to Ctrl-C.
+
+It is fetched once, served, found again in host memory after a crash, and shown to whoever asks; nothing is left behind.
+"""
 
 import os
 import signal
@@ -47,6 +50,7 @@ def launched(s3: S3Server) -> Iterator[tuple[Launched, str, Path]]:
         running = Launched(directory, serve_config(port, args))
         try:
             running.until_it_answers()
+            assert f"FlashServe answers on http://127.0.0.1:{port}" in running.output.read_text()
             yield running, f"http://127.0.0.1:{port}", directory
         finally:
             if running.process.poll() is None:
@@ -70,6 +74,8 @@ def process_called(running: Launched, name: str) -> psutil.Process:
 
 def test_a_model_from_s3(s3: S3Server, launched: tuple[Launched, str, Path], client: OpenAI) -> None:
     running, url, directory = launched
+    assert httpx.get(f"{url}/health").is_success
+    assert "Traceback" not in running.output.read_text()
     expected = np.array([item.embedding for item in client.embeddings.create(model=EMBEDDING_MODEL, input=TEXTS).data])
     assert np.allclose(embeddings(url), expected, atol=1e-5)
 
@@ -104,8 +110,11 @@ def test_a_model_from_s3(s3: S3Server, launched: tuple[Launched, str, Path], cli
     assert "awake" in shown
     assert "dram" in shown
 
+    started = running.everything()
+    assert any("VLLM::EngineCore" in " ".join(process.cmdline()) for process in started)
     os.kill(running.process.pid, signal.SIGINT)
-    assert running.process.wait(60) == 0
+    assert running.process.wait(60) == 0, running.output.read_text()
+    assert [process for process in started if process.is_running() and process.status() != psutil.STATUS_ZOMBIE] == []
     assert not (directory / "dram").exists(), "host memory is given back"
 
 

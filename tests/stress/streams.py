@@ -2,7 +2,9 @@
 
 Every outcome is compared, piece for piece, with that of the same request undisturbed, in float32. It prints what it
 counted and fails unless nothing was lost, doubled, changed, hung or left behind. Streams of a gateway that is killed
-break, which is what is promised; they are asked for again and counted.
+break, which is what is promised; they are asked for again and counted. The next kill comes when everything that the
+last one hit has gone on: a request under which two engines end without a token between them is taken for one that ends
+engines, which is promised too.
 
 Usage: python tests/stress/streams.py [--streams 500] [--kills 100] [--migrations 100] [--gateway-kills 5]
 """
@@ -15,7 +17,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,14 @@ class Plan:
     rest_s: float = 11.0
 
 
+@dataclass
+class Asked:
+    """A request under way, and which of its choices have not gone on since the last kill."""
+
+    choices: int
+    waiting: set[int] = field(default_factory=set)
+
+
 class Stress:
     """One run against a service that is up."""
 
@@ -103,8 +113,7 @@ class Stress:
         self._expected: dict[tuple[str, int], Outcome] = {}
         self._gateway_kills = 0
         self._is_gateway_down = False
-        self._engines = len(service.processes("VLLM::Worker"))
-        self._running = 0
+        self._under_way: list[Asked] = []
         self._began = asyncio.Event()
 
     async def run(self) -> Counts:
@@ -131,14 +140,22 @@ class Stress:
         return self._counts
 
     async def _ask(self, http: httpx.AsyncClient, kind: str, seed: int) -> Outcome:
-        return await converse(http, kind, max_tokens=self._plan.max_tokens, seed=seed)
+        asked = Asked(CONVERSATIONS[kind][1].get("n", 1))
+
+        def went_on(chunk: dict[str, Any]) -> None:
+            asked.waiting -= {choice["index"] for choice in chunk.get("choices", ())}
+
+        self._under_way.append(asked)
+        self._began.set()
+        try:
+            return await converse(http, kind, max_tokens=self._plan.max_tokens, seed=seed, on_chunk=went_on)
+        finally:
+            self._under_way.remove(asked)
 
     async def _stream(self, http: httpx.AsyncClient, request: tuple[str, int], places: asyncio.Semaphore) -> None:
         async with places:
             while True:
                 gateway_kills, is_gateway_down = self._gateway_kills, self._is_gateway_down
-                self._running += 1
-                self._began.set()
                 try:
                     async with asyncio.timeout(STREAM_TIMEOUT_S):
                         outcome = await self._ask(http, *request)
@@ -148,12 +165,10 @@ class Stress:
                     return
                 except (httpx.HTTPError, json.JSONDecodeError) as error:
                     outcome = Outcome(error=repr(error))
-                finally:
-                    self._running -= 1
                 is_broken = is_gateway_down or gateway_kills != self._gateway_kills
                 if outcome != self._expected[request] and is_broken:
                     self._counts.broken_with_their_gateway += 1
-                    await self._healthy(http)
+                    await self._settled(http)
                     continue
                 self._counts.compare(str(request), outcome, self._expected[request])
                 return
@@ -163,10 +178,8 @@ class Stress:
         victims += ["gateway"] * self._plan.gateway_kills
         self._random.shuffle(victims)
         for victim in victims:
-            await asyncio.sleep(self._random.uniform(0.2, 1.5))
-            while not self._running:
-                self._began.clear()
-                await self._began.wait()
+            await asyncio.sleep(self._random.uniform(0.0, 1.0))
+            await self._busy()
             process = self._choose(victim)
             if process is None:
                 continue
@@ -174,43 +187,49 @@ class Stress:
                 self._gateway_kills += 1
                 self._is_gateway_down = True
             process.kill()
+            for asked in self._under_way:
+                asked.waiting = set(range(asked.choices))
             self._counts.kills[victim] += 1
-            await self._healthy(http)
+            await self._settled(http)
             self._is_gateway_down = False
 
+    async def _busy(self) -> None:
+        while not self._under_way:
+            self._began.clear()
+            await self._began.wait()
+
     def _choose(self, victim: str) -> psutil.Process | None:
-        now_s = time.time()
         if victim == "gateway":
             found = self._service.processes("flashserve:Gateway")
         elif victim == "replica":
             found = self._service.processes("Engines-default")
         else:
-            workers = [process for process in self._service.processes("VLLM::Worker") if _age_s(process, now_s)]
+            workers = self._old_workers()
             found = workers if victim == "worker" else [worker.parent() for worker in workers]
         return self._random.choice(found) if found else None
 
-    async def _healthy(self, http: httpx.AsyncClient) -> None:
-        """Wait until every replica's engine is there again, and old enough to be killed."""
+    def _old_workers(self) -> list[psutil.Process]:
+        workers, now_s = self._service.processes("VLLM::Worker"), time.time()
+        return [worker for worker in workers if _age_s(worker, now_s) > self._plan.rest_s]
+
+    async def _settled(self, http: httpx.AsyncClient) -> None:
+        """Wait until every stream has gone on, and there is an engine that is old enough to be killed."""
         deadline_s = time.monotonic() + SETTLE_S
         while time.monotonic() < deadline_s:
-            workers = self._service.processes("VLLM::Worker")
-            now_s = time.time()
-            if len(workers) >= self._engines and all(_age_s(worker, now_s) > self._plan.rest_s for worker in workers):
+            if self._old_workers() and not any(asked.waiting for asked in self._under_way):
                 try:
                     if (await http.get("/health", timeout=10)).is_success:
                         return
                 except httpx.HTTPError:
                     pass
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(0.1)
 
     async def _migrate_all(self, http: httpx.AsyncClient) -> None:
         for _ in range(MIGRATION_TRIES * self._plan.migrations):
             if self._counts.moves_asked_for >= self._plan.migrations:
                 break
             await asyncio.sleep(self._random.uniform(0.5, 2.0))
-            while not self._running:
-                self._began.clear()
-                await self._began.wait()
+            await self._busy()
             try:
                 answer = (await http.post("/admin/migrate", json={"model": CHAT_MODEL}, timeout=30)).json()
             except (httpx.HTTPError, json.JSONDecodeError):
@@ -254,7 +273,7 @@ def stress_args(replicas: int) -> dict[str, Any]:
 
 
 def print_counts(counts: Counts, console: Console) -> None:
-    for name, value in asdict(counts).items():
+    for name, value in vars(counts).items():
         if name == "faults":
             for fault in value:
                 console.print(f"  {fault}", highlight=False, markup=False)

@@ -244,7 +244,7 @@ ODD_REQUESTS = [
         {"repetition_detection": {"max_pattern_size": 2**62, "min_pattern_size": 1, "min_count": 2**62}},
         {"stream_interval": 2**62, "stream": True}, {"truncate_prompt_tokens": 0}, {"truncate_prompt_tokens": 1},
         {"truncate_prompt_tokens": -1}, {"return_token_ids": True}, {"return_tokens_as_token_ids": True, "logprobs": 1},
-        {"skip_special_tokens": False}, {"include_stop_str_in_output": True, "stop": "a"}, {"n": 128},
+        {"skip_special_tokens": False}, {"include_stop_str_in_output": True, "stop": "a"}, {"n": 32},
         {"echo": True, "n": 3}, {"echo": True, "stream": True}, {"echo": True, "prompt_logprobs": None},
         {"response_format": schema({"$ref": "http://127.0.0.1:1/x"})},
         {"response_format": schema({"type": "string", "maxLength": -1})},

@@ -76,7 +76,7 @@ async def converse(
     *,
     max_tokens: int,
     seed: int = 1,
-    on_chunk: Callable[[], None] = lambda: None,
+    on_chunk: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> Outcome:
     """Ask and read to the end; `on_chunk` is called for every piece of a stream."""
     path, body = CONVERSATIONS[kind]
@@ -90,8 +90,9 @@ async def converse(
         async for line in response.aiter_lines():
             data = line.removeprefix("data: ")
             if data.startswith("{"):
-                outcome.add(json.loads(data))
-                on_chunk()
+                chunk = json.loads(data)
+                outcome.add(chunk)
+                on_chunk(chunk)
     return outcome
 
 
@@ -102,8 +103,8 @@ class Chunks:
         self._counts = [0] * streams
         self._changed = asyncio.Event()
 
-    def counter(self, index: int) -> Callable[[], None]:
-        def count() -> None:
+    def counter(self, index: int) -> Callable[[dict[str, Any]], None]:
+        def count(_: dict[str, Any]) -> None:
             self._counts[index] += 1
             self._changed.set()
 

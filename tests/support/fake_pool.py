@@ -65,8 +65,11 @@ class Call:
 class Pool:
     """Stands for a Serve handle: replicas of this process, one after the other as they end."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, others: tuple[ModelSpec, ...] = (), budget_bytes: int = 10_000) -> None:
+        """``others`` are models that each replica hosts beside the one that is asked for."""
         self._directory = directory
+        self._others = others
+        self._budget_bytes = budget_bytes
         self.engines: list[FakeEngine] = []
         # Those that have ended are kept: their numbers are their ids.
         self.replicas: list[EngineReplica] = []
@@ -85,8 +88,9 @@ class Pool:
             await replica.close()
 
     def begin(self) -> None:
-        limits = Limits(10_000, min_residency_s=0.05, max_starvation_s=1.0)
-        catalogue = LocalHandle(Catalogue([Entry(self.spec, {}, "pool", {})], self._directory))
+        limits = Limits(self._budget_bytes, min_residency_s=0.05, max_starvation_s=1.0)
+        entries = [Entry(spec, {}, "pool", {}) for spec in (self.spec, *self._others)]
+        catalogue = LocalHandle(Catalogue(entries, self._directory))
         self.replicas.append(EngineReplica(catalogue, "pool", self._make, limits, 5.0))
         self._tell()
 

@@ -108,6 +108,31 @@ async def test_the_busy_replica_is_left_alone(setup: Setup) -> None:
     call.cancel()
 
 
+async def test_a_dead_engine_is_avoided_before_its_replica_says_so(setup: Setup) -> None:
+    await until_chosen_any(setup)
+    setup.fleets.of("pool").lose_engine("one", "fake")
+    await until_chosen(setup, "two", times=1)
+    # Which its replica hasn't noticed either, so the next change there is news.
+    await setup.replicas["two"].sleep({"model_id": "fake"})
+    await setup.replicas["one"].sleep({"model_id": "fake"})
+    await setup.replicas["one"].wake({"model_id": "fake"})
+    await until_chosen(setup, "one", times=1)
+
+
+async def test_how_soon_another_replica_would_serve(setup: Setup) -> None:
+    await until_chosen_any(setup)
+    fleet = setup.fleets.of("pool")
+    async with asyncio.timeout(10):
+        while not (awake_s := fleet.elsewhere_s("fake", "one")):  # noqa: ASYNC110 - until two has told
+            await asyncio.sleep(0.01)
+    await setup.replicas["two"].sleep({"model_id": "fake"})
+    async with asyncio.timeout(10):
+        while fleet.elsewhere_s("fake", "one") == awake_s:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert (fleet.elsewhere_s("fake", "one") or 0) > awake_s
+    assert fleet.elsewhere_s("another", "one") is None
+
+
 async def test_a_replica_that_has_gone_is_not_chosen(setup: Setup) -> None:
     await until_chosen_any(setup)
     setup.placements.replicas("pool", ["two"])

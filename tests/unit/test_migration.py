@@ -1,14 +1,14 @@
 """What moving a stream costs, and how many rounds it takes."""
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.migration import MAX_ROUNDS, Place, ResumeCost, RunningStream, another_round, cheapest
+from app.migration import MAX_ROUNDS, ResumeCost, another_round, is_quicker_elsewhere
 
 COST = ResumeCost(per_token_s=0.001, base_s=0.05)
-HERE = Place(queue_s=0.0, missing_bytes=0, bytes_per_s=1e9)
-FAR = Place(queue_s=0.0, missing_bytes=10**12, bytes_per_s=1e9)
 
 
 def test_the_cost_of_a_resume_follows_what_was_measured() -> None:
@@ -45,21 +45,21 @@ def test_a_cost_is_never_negative(measurements: list[tuple[int, float]]) -> None
     assert cost.base_s >= 0
 
 
-def test_the_cheapest_way() -> None:
-    short, long = RunningStream(tokens=500, left_s=0.2), RunningStream(tokens=500, left_s=60.0)
-    near = Place(queue_s=0.5, missing_bytes=10**9, bytes_per_s=1e9)
-    assert cheapest([short], near, HERE, target_has_room=True, cost=COST).way == "wait"
-    assert cheapest([long], FAR, HERE, target_has_room=True, cost=COST).way == "migrate"
-    assert cheapest([long] * 10, near, HERE, target_has_room=True, cost=COST).way == "load elsewhere"
-    assert cheapest([long], near, HERE, target_has_room=False, cost=COST).way == "load elsewhere"
-    choice = cheapest([long, short], near, HERE, target_has_room=True, cost=COST)
-    assert (choice.wait_s, choice.load_s, choice.migrate_s) == (60.0, 1.5, pytest.approx(1.1))
-
-
-def test_with_nowhere_to_go_one_waits() -> None:
-    stream = RunningStream(tokens=500, left_s=1000.0)
-    assert cheapest([stream], None, HERE, target_has_room=False, cost=COST).way == "wait"
-    assert cheapest([], None, HERE, target_has_room=False, cost=COST).wait_s == 0
+@pytest.mark.parametrize(
+    ("tokens", "left_s", "elsewhere_s", "expected"),
+    [
+        (500, 60.0, 0.1, True),
+        (500, 0.2, 0.1, False),
+        (500, 60.0, None, False),
+        (500, 60.0, 61.0, False),
+        (50_000, 20.0, 0.1, False),
+        (500, math.inf, 10.0, True),
+    ],
+)
+def test_a_stream_moves_if_that_is_quicker_than_its_end(
+    tokens: int, left_s: float, elsewhere_s: float | None, expected: object
+) -> None:
+    assert is_quicker_elsewhere(tokens, left_s, elsewhere_s, COST) is expected
 
 
 def test_rounds_go_on_while_they_get_shorter() -> None:

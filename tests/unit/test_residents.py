@@ -12,7 +12,7 @@ from deployments.errors import EngineUnavailableError, UnknownModelError, WakeEr
 from deployments.fake_engine import ASLEEP_BYTES, AWAKE_BYTES, FakeEngine
 from deployments.residency import Limits
 from deployments.residents import Residents
-from deployments.types import ModelSpec
+from deployments.types import ModelSpec, StartReport
 
 ONE_AWAKE = AWAKE_BYTES + 3 * ASLEEP_BYTES
 LONG_S = 1e9
@@ -28,10 +28,14 @@ class GatedEngine(FakeEngine):
         self.gate.set()
         self.broken = False
         self.is_stopped = False
+        self.found_in = "dram"
 
     async def stop(self) -> None:
         self.is_stopped = True
         await super().stop()
+
+    def start_report(self) -> StartReport:
+        return {**super().start_report(), "found_in": self.found_in, "snapshot_id": "its snapshot"}
 
     async def wake(self, snapshot: Path | None = None) -> None:
         self.wakes += 1
@@ -47,12 +51,13 @@ class Setup:
     def __init__(self) -> None:
         self.engines: dict[str, list[GatedEngine]] = {}
         self.made: list[Residents] = []
+        self.tier = "dram"
 
     async def __call__(
         self, *specs: ModelSpec, budget_bytes: int = 10**6, max_wait_s: float = 10, min_residency_s: float = 0.0
     ) -> Residents:
         limits = Limits(budget_bytes, min_residency_s=min_residency_s, max_starvation_s=1.0)
-        made = Residents(list(specs), self._make, limits, max_wait_s)
+        made = Residents(list(specs), self._make, limits, max_wait_s, lambda _: self.tier)
         self.made.append(made)
         made.run()
         for spec in specs:
@@ -202,6 +207,22 @@ async def test_a_stopped_one_stays_cold_until_it_is_asked_for(setup: Setup) -> N
     assert state(made, "a") == "cold"
     await use(made, "a")
     assert len(setup.engines["a"]) == 2
+
+
+async def test_what_a_wake_would_take_follows_from_where_the_snapshot_is(setup: Setup) -> None:
+    made = await setup(spec("a"))
+    engine = setup.engines["a"][0]
+    for engine.found_in, takes_s in (("dram", 0.01), ("disk", 0.1)):
+        await made.sleep("a")
+        engine._wake_time_s = takes_s
+        await use(made, "a")
+    (near,) = made.views()
+    setup.tier = "disk"
+    (far,) = made.views()
+    assert 0.01 <= near.wake_s < 0.1 <= far.wake_s
+    # Also once there is no engine to ask.
+    await made.stop("a")
+    assert made.views()[0].wake_s == far.wake_s
 
 
 async def test_pinned_ones_stay_awake(setup: Setup) -> None:

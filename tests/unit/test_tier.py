@@ -146,8 +146,10 @@ def test_removal(tier: LocalTier, made: Path, manifest: Manifest) -> None:
     partial = tier.begin(manifest)
     copy_snapshot(manifest, DirectoryFolder(made), [partial], ONCE)
     partial.commit()
+    (tier.beside(manifest.id) / "compiled").mkdir(parents=True)
     tier.remove(manifest.id)
     assert left_behind(tier) == tier.ids() == []
+    assert not tier.beside(manifest.id).exists()
     with pytest.raises(SnapshotMissingError, match=manifest.id):
         tier.remove(manifest.id)
     with pytest.raises(SnapshotMissingError):

@@ -1,0 +1,49 @@
+"""How long starts, or wakes, of one engine take, by where its snapshot was when they began.
+
+Covers: keeping what was measured, and an estimate for a tier that nothing was measured from. Does not cover: measuring
+(``lifecycle``), knowing where a snapshot is (``storage.actor``).
+"""
+
+# From fast to slow; ``checkpoint`` is a first start, which has no snapshot yet.
+TIERS = ("dram", "disk", "remote", "checkpoint")
+# How much the latest measurement counts.
+_SMOOTHING = 0.5
+
+
+class StartTimes:
+    """Seconds by tier."""
+
+    def __init__(self, guess_s: float) -> None:
+        """``guess_s`` is the estimate before anything was measured."""
+        self._guess_s = guess_s
+        self._measured_s: dict[str, float] = {}
+
+    def measured(self, tier: str, seconds: float) -> None:
+        """Take a measurement into account."""
+        before_s = self._measured_s.get(tier, seconds)
+        self._measured_s[tier] = before_s + _SMOOTHING * (seconds - before_s)
+
+    def latest_s(self, tier: str) -> float | None:
+        """Return the estimate from ``tier``, or None if nothing was measured from any.
+
+        From a tier without measurements it takes as long as from the next slower one that has some, or else, which is
+        too little, as from the next faster one.
+        """
+        if not self._measured_s:
+            return None
+        place = _place(tier)
+        return self._measured_s[
+            min(self._measured_s, key=lambda other: (_place(other) < place, abs(_place(other) - place)))
+        ]
+
+    def seconds(self, tier: str) -> float:
+        """Return the estimate from ``tier``; a guess before anything was measured."""
+        latest_s = self.latest_s(tier)
+        return self._guess_s if latest_s is None else latest_s
+
+    def __repr__(self) -> str:
+        return f"<StartTimes {self._measured_s}>"
+
+
+def _place(tier: str) -> int:
+    return TIERS.index(tier) if tier in TIERS else len(TIERS)
