@@ -43,10 +43,6 @@ class Caller:
         """What it may ask for."""
         return EVERYTHING if self.tenant is None or self.tenant.is_admin else self.tenant.reach
 
-    def priority(self, own: int) -> int:
-        """Return the priority that its requests have: where there are tenants, none chooses its own."""
-        return own if self.tenant is None else 0
-
     def cache_salt(self, own: str | None) -> str | None:
         """Return the salt of its prefix cache: its own choice within what is the tenant's alone."""
         # Names hold no colon, so no choice leads to another tenant's.

@@ -9,7 +9,7 @@ notices nothing of it. Does not cover: the OpenAI API (``openai_layer``), lost c
 import asyncio
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from copy import copy
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -35,6 +35,8 @@ from app.model_pool import ModelPool, embedded
 from app.streams import TokenStreams
 from deployments.types import AdapterRef, EmbedRequest, GenerateRequest
 from deployments.wire import TokenDelta
+
+Ask = TypeVar("Ask", GenerateRequest, EmbedRequest)
 
 
 class RemoteEngineClient(EnginelessClient):
@@ -140,12 +142,12 @@ class RemoteEngineClient(EnginelessClient):
             "prompt_token_ids": list(request.prompt_token_ids),
             "pooling": msgspec.to_builtins(request.pooling_params),
             "adapter": self._adapter(lora_request),
-            "priority": caller.priority(priority),
+            "priority": priority,
             "cache_salt": caller.cache_salt(request.cache_salt),
         }
         caller.spend(len(ask["prompt_token_ids"]))
-        async with self._pool.place(self.model_id, caller.name, caller.weight):
-            embedding = await embedded(ask, self._pool)
+        async with self._pool.place(self.model_id, caller.name, caller.weight) as rank:
+            embedding = await embedded(_ranked(ask, rank), self._pool)
         data = np.frombuffer(embedding["data"], dtype="<f4").reshape(embedding["shape"])
         yield PoolingRequestOutput(
             request_id=request_id,
@@ -209,20 +211,21 @@ class RemoteEngineClient(EnginelessClient):
             "sampling": msgspec.to_builtins(request.sampling_params),
             "reply_to": self._streams.reply_to,
             "adapter": self._adapter(request.lora_request),
-            "priority": caller.priority(request.priority),
+            "priority": request.priority,
             "cache_salt": caller.cache_salt(request.cache_salt),
             "keep_awake_s": (request.sampling_params.extra_args or {}).get(SAMPLING_ARGUMENT),
         }
         carrier = SequenceCarrier(ask, self._pool, self, caller.spend)
-        carrying = asyncio.get_running_loop().create_task(self._carry(carrier, caller))
+        carrying = asyncio.get_running_loop().create_task(self._carry(carrier, ask, caller))
         self._carrying[carrier.stream_id] = carrying
         # Held until the call has returned, which is a little after the sequence's end.
         self._tasks.add(carrying)
         carrying.add_done_callback(self._tasks.discard)
         carrying.add_done_callback(lambda done: _pass_on_failure(done, collector))
 
-    async def _carry(self, carrier: SequenceCarrier, caller: Caller) -> None:
-        async with self._pool.place(self.model_id, caller.name, caller.weight):
+    async def _carry(self, carrier: SequenceCarrier, ask: GenerateRequest, caller: Caller) -> None:
+        async with self._pool.place(self.model_id, caller.name, caller.weight) as rank:
+            _ranked(ask, rank)
             await carrier.carry()
 
     def _stop(self, stream_ids: Iterable[str]) -> None:
@@ -284,6 +287,13 @@ class RemoteEngineClient(EnginelessClient):
 
     def __repr__(self) -> str:
         return f"<RemoteEngineClient {self.model_id}, {len(self._carrying)} sequences>"
+
+
+def _ranked(ask: Ask, rank: int | None) -> Ask:
+    """Give an ask its rank among tenants, whatever its client has chosen."""
+    if rank is not None:
+        ask["priority"] = rank
+    return ask
 
 
 def _check_fits_grammar(output: RequestOutput, params: SamplingParams) -> None:

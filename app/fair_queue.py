@@ -5,11 +5,15 @@ be turned away. So where there are tenants, each pool has as many places here as
 and what has none waits here. A tenant within its share of the places goes at once, even when the others have taken all:
 it is then first in Serve's line. Other places go to whoever has fewest, by weight.
 
-Covers: the choice (pure), waiting. Does not cover: limits (``tenants``), the order within an engine.
+A replica takes more than its engine computes at once, and there is a line in the engine too. There a sequence stands as
+if it had come a second later for each that its tenant has already, by weight.
+
+Covers: the choice (pure), waiting, the rank for the engine. Does not cover: limits (``tenants``).
 """
 
 import asyncio
 import itertools
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
@@ -17,6 +21,9 @@ from dataclasses import dataclass, field
 
 from app.errors import TooManyWaitingError
 from deployments.errors import EngineUnavailableError
+
+# More than the time between two ends of sequences on a slow engine, or else a flood would outlive its rank there.
+SPACING_S = 1.0
 
 
 @dataclass
@@ -27,6 +34,7 @@ class Party:
     weight: float
     running: int = 0
     waiting: deque[tuple[int, asyncio.Future[None]]] = field(default_factory=deque)
+    rank_s: float = 0.0
 
 
 def share(party: Party, active: Collection[Party], places: int) -> float:
@@ -48,6 +56,14 @@ def may_wait(party: Party, active: Collection[Party], longest: int) -> bool:
     )
 
 
+def next_rank_s(party: Party, now_s: float) -> float:
+    """Return when a party's next sequence counts as having come: never before one of its own that came earlier.
+
+    What it had in hand once is forgiven as time passes, and gateways with clocks that agree give ranks that do.
+    """
+    return max(party.rank_s, now_s + SPACING_S * party.running / party.weight)
+
+
 def next_party(active: Collection[Party], places: int) -> Party | None:
     """Return who gets the next place: who has fewest by weight, then who has waited longest; None: nobody."""
     waiting = [party for party in active if party.waiting]
@@ -58,17 +74,20 @@ def next_party(active: Collection[Party], places: int) -> Party | None:
 class FairQueue:
     """The places of one pool, as one gateway sees them; one event loop."""
 
-    def __init__(self, places: Callable[[], int], longest: int, max_wait_s: float) -> None:
+    def __init__(
+        self, places: Callable[[], int], longest: int, max_wait_s: float, clock_s: Callable[[], float] = time.time
+    ) -> None:
         """``places`` returns how many sequences the pool takes now, ``longest`` is how many may wait at most."""
         self._places = places
         self._longest = longest
         self._max_wait_s = max_wait_s
+        self._clock_s = clock_s
         self._parties: dict[str, Party] = {}
         self._arrivals = itertools.count()
 
     @asynccontextmanager
-    async def place(self, model_id: str, tenant: str, weight: float) -> AsyncIterator[None]:
-        """Hold a place for one sequence, once it is the tenant's turn.
+    async def place(self, model_id: str, tenant: str, weight: float) -> AsyncIterator[int]:
+        """Hold a place for one sequence, once it is the tenant's turn; yields its rank in engines, lowest first.
 
         Raises:
             TooManyWaitingError: there is no room to wait in.
@@ -79,7 +98,7 @@ class FairQueue:
         try:
             await self._turn(party, model_id)
             try:
-                yield
+                yield int(party.rank_s * 1000)
             finally:
                 party.running -= 1
         finally:
@@ -90,7 +109,7 @@ class FairQueue:
     async def _turn(self, party: Party, model_id: str) -> None:
         everybody = self._parties.values()
         if not party.waiting and may_go(party, everybody, self._places()):
-            party.running += 1
+            self._let(party)
             return
         if not may_wait(party, everybody, self._longest):
             raise TooManyWaitingError(model_id)
@@ -117,8 +136,12 @@ class FairQueue:
             _, ticket = party.waiting.popleft()
             # Whoever gave up has not been here yet to take it out of the line.
             if not ticket.done():
-                party.running += 1
+                self._let(party)
                 ticket.set_result(None)
+
+    def _let(self, party: Party) -> None:
+        party.rank_s = next_rank_s(party, self._clock_s())
+        party.running += 1
 
     def __repr__(self) -> str:
         running = sum(party.running for party in self._parties.values())

@@ -50,17 +50,21 @@ class ModelPool:
     moves: int = 0
 
     @asynccontextmanager
-    async def place(self, model_id: str, tenant: str, weight: float) -> AsyncIterator[None]:
-        """Hold a place for one sequence. Raises what its client is told, as vLLM's OpenAI classes know it."""
+    async def place(self, model_id: str, tenant: str, weight: float) -> AsyncIterator[int | None]:
+        """Hold a place for one sequence; yields its rank in the engine, None where it chooses that itself.
+
+        Raises:
+            What its client is told, as vLLM's OpenAI classes know it.
+        """
         if self.line is None:
-            yield
+            yield None
             return
         async with AsyncExitStack() as held:
             try:
-                await held.enter_async_context(self.line.place(model_id, tenant, weight))
+                rank = await held.enter_async_context(self.line.place(model_id, tenant, weight))
             except (AppError, DeploymentError) as error:
                 raise as_vllm_error(error) from error
-            yield
+            yield rank
 
     def count_resume(self, failure: str) -> None:
         """Count an attempt that is followed by another."""

@@ -128,7 +128,7 @@ class OpenAILayer:
         max_token_id = self._max_token_ids[spec.id]
         check_request(operation, request, max_token_id=max_token_id, prompt_logprobs=prompt_logprobs)
         if operation in STREAMING:
-            _pass_keep_alive(request)
+            _pass_keep_alive(request, caller)
         create = self._create(operation, target)
         # vLLM sets others while it works.
         given = frozenset(request.model_fields_set)
@@ -195,11 +195,13 @@ def _shown(card: dict[str, Any], caller: Caller) -> dict[str, Any]:
     return card if caller.is_admin else card | {"root": card["id"]}
 
 
-def _pass_keep_alive(request: Any) -> None:
+def _pass_keep_alive(request: Any, caller: Caller) -> None:
     arguments = {key: value for key, value in (request.vllm_xargs or {}).items() if key != SAMPLING_ARGUMENT}
     given = (request.model_extra or {}).get(FIELD)
-    if given is not None:
-        arguments[SAMPLING_ARGUMENT] = keep_awake_s(given)
+    seconds = keep_awake_s(given) if given is not None else None
+    # How long a model stays awake concerns everybody who shares it, or its device.
+    if seconds is not None and caller.is_admin:
+        arguments[SAMPLING_ARGUMENT] = seconds
     request.vllm_xargs = arguments or None
 
 

@@ -10,7 +10,7 @@ import pytest_asyncio
 
 from deployments.errors import ResumeUnsupportedError
 from deployments.forked_engine import PoolAddress
-from deployments.types import ModelSpec
+from deployments.types import GenerateRequest, ModelSpec
 from deployments.vllm_engine import VllmEngine
 from tests.support.resumed_cases import KINDS, Answer, Asking, breaks
 from tests.support.service import CHAT_MODEL, MODELS
@@ -134,3 +134,33 @@ async def test_an_engine_that_can_not_says_so(engine: VllmEngine, asking: Asking
     gpu._llm = engine._llm
     with pytest.raises(ResumeUnsupportedError, match="CPU only"):
         await anext(gpu.generate(asking.request("greedy", [1], None)))
+
+
+async def test_a_low_rank_goes_before_what_waits(engine: VllmEngine, asking: Asking) -> None:
+    """As many as the engine computes at once, as many again in its line, and then one that goes before them."""
+    order: list[int] = []
+    begun = asyncio.Event()
+
+    async def ask(name: str, rank: int) -> None:
+        prompt = asking.tokenizer.encode(f"{name}: once upon a time")
+        sampling = {"max_tokens": 24, "ignore_eos": True, "temperature": 0.0}
+        request: GenerateRequest = {
+            "stream_id": name, "model_id": CHAT_MODEL, "prompt_token_ids": prompt, "sampling": sampling,
+            "reply_to": {"host": "", "port": 0, "key": ""}, "priority": rank,
+        }  # fmt: skip
+        is_first = True
+        async for _ in engine.generate(request):
+            if is_first:
+                order.append(rank)
+                is_first = False
+            if len(order) == 1:
+                begun.set()
+
+    now = 1_800_000_000_000
+    flood = [asyncio.ensure_future(ask(f"flood {index}", now + 1000 * index)) for index in range(48)]
+    await begun.wait()
+    await ask("other", now + 5)
+    await asyncio.gather(*flood)
+    assert order.index(now + 5) < 32, "before the last third at least, though it came last"
+    waited = [rank for rank in order[16:] if rank != now + 5]
+    assert waited == sorted(waited)

@@ -5,6 +5,7 @@ Real HTTP and vLLM's own OpenAI classes; engines that need no model.
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -390,8 +391,22 @@ async def test_prefix_caches_are_apart(service: InProcess, file: KeysFile) -> No
 
 async def test_nobody_pushes_in_with_a_priority(service: InProcess, file: KeysFile) -> None:
     before = len(service.asked(SHARED))
-    await ask(service, "completions", SHARED, file.keys[ACME], priority=-5)
-    assert [ask["priority"] for ask in service.asked(SHARED)[before:] if "prompt_token_ids" in ask] == [0]
+    for priority in (0, -5, 10**9):
+        await ask(service, "completions", SHARED, file.keys[ACME], priority=priority)
+    given = [ask["priority"] for ask in service.asked(SHARED)[before:] if "prompt_token_ids" in ask]
+    # When they came, in milliseconds.
+    assert given == sorted(given)
+    assert abs(given[0] / 1000 - time.time()) < 60
+
+
+async def test_only_administrators_say_how_long_a_model_stays_awake(service: InProcess, file: KeysFile) -> None:
+    before = len(service.asked(SHARED))
+    for tenant in (ACME, "root"):
+        for way in ({"keep_alive": 7}, {"vllm_xargs": {"flashserve_keep_awake_s": 9}}):
+            assert (await ask(service, "chat", SHARED, file.keys[tenant], **way)).status_code == 200
+    given = [ask["keep_awake_s"] for ask in service.asked(SHARED)[before:] if "prompt_token_ids" in ask]
+    assert given == [None, None, 7.0, None]
+    assert (await ask(service, "chat", SHARED, file.keys[ACME], keep_alive="x")).status_code == 400
 
 
 async def test_the_official_client_raises_its_own_errors(service: InProcess, file: KeysFile) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from app import api_keys
@@ -13,6 +14,7 @@ from app.api_keys import fits, hashed, key_id, new_key, parse_keys, read_keys
 from app.cli import cli
 from app.errors import ConfigError
 from app.tenants import Quota, Reach, Tenant
+from tests.support.service import ROOT
 from tests.support.tenants import KeysFile
 
 
@@ -76,6 +78,12 @@ def test_a_file_is_read(tmp_path: Path) -> None:
     found = table.keys[key_id(file.keys["acme"]) or ""]
     assert found.tenant.name == "acme"
     assert fits(file.keys["acme"], found.hash)
+
+
+def test_the_readme_shows_such_a_file() -> None:
+    (shown,) = re.findall(r"```yaml\n(# The file.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    table = parse_keys(yaml.safe_load(shown))
+    assert [tenant.is_admin for tenant in table.tenants.values()] == [False, True]
 
 
 def test_json_is_yaml(tmp_path: Path) -> None:

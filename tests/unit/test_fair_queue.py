@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import TooManyWaitingError
-from app.fair_queue import FairQueue, Party, may_go, next_party, share
+from app.fair_queue import FairQueue, Party, may_go, next_party, next_rank_s, share
 from deployments.errors import EngineUnavailableError
 
 
@@ -46,6 +46,24 @@ def test_nobody_waits_while_there_is_room(active: list[Party], places: int) -> N
     if chosen is not None:
         others = [party for party in active if party.waiting]
         assert chosen.running / chosen.weight == min(party.running / party.weight for party in others)
+
+
+def test_ranks_follow_what_a_tenant_has_in_hand() -> None:
+    flood, heavy, other = Party("flood", 1.0, running=40), Party("heavy", 4.0, running=40), Party("other", 1.0)
+    assert [next_rank_s(party, 100.0) for party in (flood, heavy, other)] == [140.0, 110.0, 100.0]
+
+
+@given(st.lists(st.tuples(st.floats(0, 10), st.integers(-5, 5)), min_size=2))
+def test_ranks_keep_a_tenants_own_order_and_forgive(steps: list[tuple[float, int]]) -> None:
+    party, now_s = Party("a", 1.0), 0.0
+    for wait_s, change in steps:
+        now_s += wait_s
+        party.running = max(0, party.running + change)
+        before, party.rank_s = party.rank_s, next_rank_s(party, now_s)
+        assert party.rank_s >= max(before, now_s)
+        # However much it had in hand: no more than as many seconds ago, it is forgiven.
+        assert party.rank_s <= now_s + 5 * len(steps)
+    assert next_rank_s(Party("a", 1.0, rank_s=party.rank_s), now_s + 5 * len(steps)) == now_s + 5 * len(steps)
 
 
 class Crowd:
