@@ -112,6 +112,20 @@ def remove_model(model: str, url: Url = DEFAULT_URL) -> None:
     status(url)
 
 
+def tenants(url: Url = DEFAULT_URL) -> None:
+    """Show who has API keys and what is left of their limits, as the gateway that answers counts."""
+    told = _get(url, "/admin/tenants")
+    columns = ("tenant", "weight", "requests in hand", "requests left", "tokens left")
+    table = Table(*(Column(name, no_wrap=True) for name in columns), box=None, padding=(0, 2, 0, 0))
+    for name, tenant in told["tenants"].items():
+        left = ["" if tenant[key] is None else str(tenant[key]) for key in ("requests_left", "tokens_left")]
+        role = " (admin)" if tenant["admin"] else ""
+        table.add_row(f"{name}{role}", f"{tenant['weight']:g}", str(tenant["requests_in_hand"]), *left)
+    console.print(table)
+    if told["problem"]:
+        console.print(f"The file is not read: {told['problem']}", highlight=False, markup=False, soft_wrap=True)
+
+
 def tiers(url: Url = DEFAULT_URL) -> None:
     """Show what each node's tiers hold, who uses it, and how full they are."""
     for node, held in _get(url, "/admin/tiers")["nodes"].items():

@@ -124,6 +124,10 @@ def test_administration_and_metrics_are_for_administrators(service: Service, fil
     assert (refused.returncode, "An API key is needed" in refused.stderr) == (1, True)
     environment = service.environment | {"FLASHSERVE_API_KEY": file.keys[ROOT]}
     assert CHAT_MODEL in subprocess.run(arguments, check=True, capture_output=True, text=True, env=environment).stdout
+    arguments[1] = "tenants"
+    assert (
+        "root (admin)" in subprocess.run(arguments, check=True, capture_output=True, text=True, env=environment).stdout
+    )
 
 
 def test_a_client_that_leaves_lets_its_place_go(service: Service, file: KeysFile) -> None:
