@@ -93,7 +93,7 @@ class Plan:
     rest_s: float = 11.0
 
 
-@dataclass
+@dataclass(eq=False)
 class Asked:
     """A request under way, and which of its choices have not gone on since the last kill."""
 
