@@ -33,7 +33,7 @@ class Party:
     name: str
     weight: float
     running: int = 0
-    waiting: deque[tuple[int, asyncio.Future[None]]] = field(default_factory=deque)
+    waiting: deque[tuple[int, asyncio.Future[float]]] = field(default_factory=deque)
     rank_s: float = 0.0
 
 
@@ -96,9 +96,9 @@ class FairQueue:
         party = self._parties.setdefault(tenant, Party(tenant, weight))
         party.weight = weight
         try:
-            await self._turn(party, model_id)
+            rank_s = await self._turn(party, model_id)
             try:
-                yield int(party.rank_s * 1000)
+                yield int(rank_s * 1000)
             finally:
                 party.running -= 1
         finally:
@@ -106,20 +106,19 @@ class FairQueue:
                 self._parties.pop(tenant, None)
             self._let_in()
 
-    async def _turn(self, party: Party, model_id: str) -> None:
+    async def _turn(self, party: Party, model_id: str) -> float:
         everybody = self._parties.values()
         if not party.waiting and may_go(party, everybody, self._places()):
-            self._let(party)
-            return
+            return self._let(party)
         if not may_wait(party, everybody, self._longest):
             raise TooManyWaitingError(model_id)
-        ticket: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        ticket: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         entry = (next(self._arrivals), ticket)
         party.waiting.append(entry)
         self._let_in()
         try:
             async with asyncio.timeout(self._max_wait_s):
-                await ticket
+                return await ticket
         except BaseException as error:
             if entry in party.waiting:
                 party.waiting.remove(entry)
@@ -136,12 +135,12 @@ class FairQueue:
             _, ticket = party.waiting.popleft()
             # Whoever gave up has not been here yet to take it out of the line.
             if not ticket.done():
-                self._let(party)
-                ticket.set_result(None)
+                ticket.set_result(self._let(party))
 
-    def _let(self, party: Party) -> None:
+    def _let(self, party: Party) -> float:
         party.rank_s = next_rank_s(party, self._clock_s())
         party.running += 1
+        return party.rank_s
 
     def __repr__(self) -> str:
         running = sum(party.running for party in self._parties.values())

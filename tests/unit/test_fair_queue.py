@@ -173,6 +173,26 @@ async def test_a_line_that_one_has_filled_has_room_for_the_other() -> None:
     await crowd.all_leave()
 
 
+async def test_each_has_a_rank_of_its_own() -> None:
+    places, ranks = [2], []
+    queue = FairQueue(lambda: places[0], 100, 10, clock_s=lambda: 1000.0)
+
+    async def sequence() -> None:
+        async with queue.place("m", "a", 2.0) as rank:
+            ranks.append(rank)
+            await asyncio.Event().wait()
+
+    tasks = [asyncio.ensure_future(sequence()) for _ in range(5)]
+    await settled()
+    places[0] = 5
+    tasks.append(asyncio.ensure_future(sequence()))
+    await settled()
+    assert ranks == [1_000_000, 1_000_500, 1_001_000, 1_001_500, 1_002_000]
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
 async def test_who_gives_up_leaves_the_line() -> None:
     crowd = queue_of(lambda: 1)
     await crowd.come("a", 3)
