@@ -8,7 +8,7 @@ TORCH := $(shell grep '^torch==' requirements.lock 2>/dev/null)
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 SOURCES := app deployments autoscaler storage tests
 
-.PHONY: help setup models serve serve-s3 test check format lock clean bench-throughput bench-coldstart bench-many-models bench-storage bench-storage-gpu bench-migration bench-partings bench-forecast stress stress-sleep
+.PHONY: help setup models serve serve-s3 test check format lock clean bench-throughput bench-coldstart bench-many-models bench-storage bench-storage-gpu bench-migration bench-partings bench-forecast bench-tenants stress stress-sleep
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -62,6 +62,9 @@ bench-many-models: models ## eight models where two fit, beside first come, firs
 
 bench-migration: models ## gaps that clients feel when streams move or lose their replica (about ten minutes)
 	$(BIN)/python tests/bench/migration.py
+
+bench-tenants: models ## what a tenant feels of another that floods the service (about five minutes)
+	$(BIN)/python tests/bench/tenants.py
 
 bench-partings: models ## how often resumed answers part from undisturbed ones in bfloat16 (a few minutes)
 	$(BIN)/python tests/bench/partings.py

@@ -1,5 +1,6 @@
 """A running service, looked at and told what to do from the command line over HTTP."""
 
+import os
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +18,8 @@ from app.errors import ConfigError, RefusedError, ServiceUnreachableError
 console = Console()
 model_cli = typer.Typer(no_args_is_help=True, help="add, change and remove models of a running service")
 
+# An administrator's, where the service has keys; no option, so that it stands in no list of processes.
+API_KEY_VARIABLE = "FLASHSERVE_API_KEY"
 _ID_DIGITS = 12
 # Commands wait for requests to end.
 _TIMEOUT_S = 300.0
@@ -109,6 +112,20 @@ def remove_model(model: str, url: Url = DEFAULT_URL) -> None:
     status(url)
 
 
+def tenants(url: Url = DEFAULT_URL) -> None:
+    """Show who has API keys and what is left of their limits, as the gateway that answers counts."""
+    told = get(url, "/admin/tenants")
+    columns = ("tenant", "weight", "requests in hand", "requests left", "tokens left")
+    table = Table(*(Column(name, no_wrap=True) for name in columns), box=None, padding=(0, 2, 0, 0))
+    for name, tenant in told["tenants"].items():
+        left = ["" if tenant[key] is None else str(tenant[key]) for key in ("requests_left", "tokens_left")]
+        role = " (admin)" if tenant["admin"] else ""
+        table.add_row(f"{name}{role}", f"{tenant['weight']:g}", str(tenant["requests_in_hand"]), *left)
+    console.print(table)
+    if told["problem"]:
+        console.print(f"The file is not read: {told['problem']}", highlight=False, markup=False, soft_wrap=True)
+
+
 def tiers(url: Url = DEFAULT_URL) -> None:
     """Show what each node's tiers hold, who uses it, and how full they are."""
     for node, held in get(url, "/admin/tiers")["nodes"].items():
@@ -143,8 +160,10 @@ def _post(url: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ask(method: str, url: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    key = os.environ.get(API_KEY_VARIABLE)
+    headers = {"Authorization": f"Bearer {key}"} if key else None
     try:
-        answer = httpx.request(method, url.rstrip("/") + path, json=body, timeout=_TIMEOUT_S)
+        answer = httpx.request(method, url.rstrip("/") + path, json=body, headers=headers, timeout=_TIMEOUT_S)
         if answer.is_error:
             raise RefusedError(str(answer.json()["error"]["message"]))
         return answer.json()

@@ -9,8 +9,9 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 
+from app.api_keys import read_keys
 from app.catalogue import Catalogue, Entry
-from app.config import AppConfig, PoolConfig, parse_config
+from app.config import AppConfig, PoolConfig, keys_file, parse_config
 from app.forecaster import ServedForecastKeeper
 from app.model_specs import check_models, store_config
 from autoscaler.actor import FORECASTER, NAMESPACE
@@ -52,11 +53,14 @@ def build_app(args: dict[str, Any]) -> Application:
         ConfigError: something is wrong; nothing was started.
     """
     config = parse_config(args)
+    keys = keys_file(config.security)
+    if keys is not None:
+        read_keys(keys)
     entries = check_models(config)
     storage = store_config(config.storage)
     catalogue = _catalogue(entries, storage)
     forecaster = _forecaster(config, catalogue, storage)
-    from app.gateway import ingress  # noqa: PLC0415 - imports vLLM, which takes seconds: only for a good configuration
+    from app.served_gateway import ingress  # noqa: PLC0415 - imports vLLM, which takes seconds: only for a good configuration
 
     gateway = serve.deployment(
         ingress(),
@@ -74,6 +78,7 @@ def build_app(args: dict[str, Any]) -> Application:
         nodes=_nodes(storage, config),
         storage=storage,
         forecaster=forecaster,
+        keys_file=keys,
     )
 
 

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import math
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 from app.attempts import failure_of
@@ -41,8 +42,10 @@ class Desk(Protocol):
 class SequenceCarrier:
     """One sequence; one event loop. ``carry`` runs in a task whose cancelling stops the generation."""
 
-    def __init__(self, ask: GenerateRequest, pool: ModelPool, desk: Desk) -> None:
-        """``ask`` is the sequence from its beginning."""
+    def __init__(
+        self, ask: GenerateRequest, pool: ModelPool, desk: Desk, spend: Callable[[int], None] = lambda _: None
+    ) -> None:
+        """``ask`` is the sequence from its beginning; ``spend`` is told how many tokens are delivered, as they are."""
         self.stream_id = ask["stream_id"]
         # Where its tokens come from now.
         self.attempt_id = ""
@@ -51,6 +54,7 @@ class SequenceCarrier:
         self._ask = ask
         self._pool = pool
         self._desk = desk
+        self._spend = spend
         self._failures = FailureCount(ask["model_id"], pool)
         self._asked = 0
         self._ended = asyncio.Event()
@@ -73,6 +77,7 @@ class SequenceCarrier:
         if delta.token_ids:
             self._acquit()
         self.delivered += delta.token_ids
+        self._spend(len(delta.token_ids))
         if self._pace_since is None:
             self._pace_since = (time.monotonic(), len(self.delivered))
         if delta.finish_reason is not None:

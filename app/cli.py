@@ -9,6 +9,7 @@ from rich.console import Console
 from app import admin_cli, forecast_cli, replay_cli
 from app.errors import AppError
 from app.history_cli import cli as history_cli
+from app.key_cli import key_cli
 from app.snapshot_cli import cli as snapshot_cli
 from autoscaler.errors import AutoscalerError
 from deployments.errors import DeploymentError
@@ -18,11 +19,13 @@ cli = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_e
 cli.add_typer(snapshot_cli, name="snapshot")
 cli.add_typer(history_cli, name="history")
 cli.add_typer(admin_cli.model_cli, name="model")
+cli.add_typer(key_cli, name="key")
 cli.command()(admin_cli.status)
 cli.command()(admin_cli.wake)
 cli.command()(admin_cli.sleep)
 cli.command()(admin_cli.stop)
 cli.command()(admin_cli.migrate)
+cli.command()(admin_cli.tenants)
 cli.command()(admin_cli.tiers)
 cli.command(name="replay")(replay_cli.run)
 cli.command(name="forecast")(forecast_cli.run)

@@ -26,25 +26,30 @@ from app.errors import ApiError
 Json = dict[str, Any]
 
 
-def connect(application: str = "flashserve", address: str = "auto") -> "FlashServe":
+def connect(application: str = "flashserve", address: str = "auto", *, api_key: str | None = None) -> "FlashServe":
     """Return a client for blocking calls; joins the Ray cluster at ``address`` if this process is in none.
+
+    ``api_key`` is needed where the service has keys.
 
     Raises:
         ConnectionError: there is no such cluster, or the application doesn't run on it.
     """
-    return FlashServe(_handle(application, address))
+    return FlashServe(_handle(application, address), api_key)
 
 
-def connect_async(application: str = "flashserve", address: str = "auto") -> "AsyncFlashServe":
-    """Return a client for use in an event loop. Raises as ``connect``."""
-    return AsyncFlashServe(_handle(application, address))
+def connect_async(
+    application: str = "flashserve", address: str = "auto", *, api_key: str | None = None
+) -> "AsyncFlashServe":
+    """Return a client for use in an event loop, as ``connect``."""
+    return AsyncFlashServe(_handle(application, address), api_key)
 
 
 class FlashServe:
     """Blocking calls. Every method raises ``ApiError`` for an error answer."""
 
-    def __init__(self, gateway: DeploymentHandle) -> None:
+    def __init__(self, gateway: DeploymentHandle, api_key: str | None = None) -> None:
         self._gateway = gateway
+        self._api_key = api_key
 
     @overload
     def chat(self, *, stream: Literal[True], **request: Any) -> Iterator[Json]: ...
@@ -77,14 +82,14 @@ class FlashServe:
     def models(self) -> list[Json]:
         """``/v1/models``: a card for every model and adapter."""
         with _reaching():
-            return self._gateway.models.remote().result()
+            return _checked(self._gateway.models.remote(self._api_key).result())
 
     def _call(self, operation: str, request: Json) -> Json:
         with _reaching():
-            return _checked(self._gateway.call.remote(operation, request).result())
+            return _checked(self._gateway.call.remote(operation, request, self._api_key).result())
 
     def _stream(self, operation: str, request: Json) -> Iterator[Json]:
-        chunks = self._gateway.options(stream=True).stream.remote(operation, request)
+        chunks = self._gateway.options(stream=True).stream.remote(operation, request, self._api_key)
         try:
             with _reaching():
                 for chunk in chunks:
@@ -100,8 +105,9 @@ class FlashServe:
 class AsyncFlashServe:
     """The same calls for an event loop."""
 
-    def __init__(self, gateway: DeploymentHandle) -> None:
+    def __init__(self, gateway: DeploymentHandle, api_key: str | None = None) -> None:
         self._gateway = gateway
+        self._api_key = api_key
 
     async def chat(self, *, stream: bool = False, **request: Any) -> Any:
         """``/v1/chat/completions``: a completion, or with ``stream=True`` an async iterator of its chunks."""
@@ -126,14 +132,14 @@ class AsyncFlashServe:
     async def models(self) -> list[Json]:
         """``/v1/models``: a card for every model and adapter."""
         with _reaching():
-            return await self._gateway.models.remote()
+            return _checked(await self._gateway.models.remote(self._api_key))
 
     async def _call(self, operation: str, request: Json) -> Json:
         with _reaching():
-            return _checked(await self._gateway.call.remote(operation, request))
+            return _checked(await self._gateway.call.remote(operation, request, self._api_key))
 
     async def _stream(self, operation: str, request: Json) -> AsyncIterator[Json]:
-        chunks = self._gateway.options(stream=True).stream.remote(operation, request)
+        chunks = self._gateway.options(stream=True).stream.remote(operation, request, self._api_key)
         try:
             with _reaching():
                 async for chunk in chunks:
@@ -158,8 +164,8 @@ def _handle(application: str, address: str) -> DeploymentHandle:
         raise ConnectionError(message) from error
 
 
-def _checked(answer: Json) -> Json:
-    error = answer.get("error")
+def _checked(answer: Any) -> Any:
+    error = answer.get("error") if isinstance(answer, dict) else None
     if isinstance(error, dict):
         raise ApiError(error["code"], error["message"], error["type"], error["param"])
     return answer

@@ -125,6 +125,18 @@ class StorageConfig(_Section):
     s3: S3Config = S3Config()
 
 
+class SecurityConfig(_Section):
+    """Who may use the service."""
+
+    api_keys_file: Path | None = Field(None, description="file of tenants with their keys; it is followed")
+    allow_anonymous: bool = Field(default=False, description="without keys, serve more than this machine")
+
+
+def keys_file(security: SecurityConfig) -> Path | None:
+    """Return the file of tenants; a relative one is taken from where the application is built."""
+    return security.api_keys_file.expanduser().resolve() if security.api_keys_file is not None else None
+
+
 def dram_dir(storage: StorageConfig) -> Path:
     """Return the directory of the dram tier: unless one is named, in shared memory, for each disk tier another."""
     if storage.dram_dir is not None:
@@ -148,6 +160,7 @@ class AppConfig(_Section):
     autoscaling: AutoscalingConfig | None = Field(
         AutoscalingConfig(), description="forecasts that scale ahead of demand; null: by requests alone"
     )
+    security: SecurityConfig = SecurityConfig()
 
     def pool_of(self, model_id: str) -> PoolConfig:
         """Return the first pool that hosts the model.
@@ -170,7 +183,7 @@ def parse_config(args: Any) -> AppConfig:
     try:
         config = AppConfig.model_validate(args)
     except ValidationError as error:
-        raise ConfigError(tuple(_problem(detail) for detail in error.errors())) from error
+        raise ConfigError(tuple(problem_text(detail) for detail in error.errors())) from error
     problems = tuple(_conflicts(config))
     if problems:
         raise ConfigError(problems)
@@ -182,7 +195,7 @@ def parse_model(args: Any) -> ModelConfig:
     try:
         return ModelConfig.model_validate(args)
     except ValidationError as error:
-        raise ConfigError(tuple(_problem(detail, ModelConfig) for detail in error.errors())) from error
+        raise ConfigError(tuple(problem_text(detail, ModelConfig) for detail in error.errors())) from error
 
 
 def _conflicts(config: AppConfig) -> Iterable[str]:
@@ -202,7 +215,8 @@ def _conflicts(config: AppConfig) -> Iterable[str]:
             yield f"models[{index}].id: no pool hosts '{model_id}'"
 
 
-def _problem(detail: ErrorDetails, root: Any = AppConfig) -> str:
+def problem_text(detail: ErrorDetails, root: Any = AppConfig) -> str:
+    """Return a sentence about one of pydantic's problems with ``root``, beginning with the path of the key."""
     location = detail["loc"]
     path = path_text(location)
     if detail["type"] == "extra_forbidden":

@@ -9,7 +9,7 @@ notices nothing of it. Does not cover: the OpenAI API (``openai_layer``), lost c
 import asyncio
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from copy import copy
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -26,6 +26,7 @@ from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
 from vllm.v1.engine.parallel_sampling import ParentRequest
 
+from app.callers import Caller, current_caller
 from app.carrier import SequenceCarrier
 from app.core_outputs import core_output
 from app.engineless import EnginelessClient
@@ -34,6 +35,8 @@ from app.model_pool import ModelPool, embedded
 from app.streams import TokenStreams
 from deployments.types import AdapterRef, EmbedRequest, GenerateRequest
 from deployments.wire import TokenDelta
+
+Ask = TypeVar("Ask", GenerateRequest, EmbedRequest)
 
 
 class RemoteEngineClient(EnginelessClient):
@@ -87,6 +90,7 @@ class RemoteEngineClient(EnginelessClient):
         reasoning_parser_kwargs: dict[str, Any] | None = None,  # noqa: ARG002
     ) -> AsyncGenerator[RequestOutput, None]:
         """See ``EngineClient.generate``; closing the generator stops the generation on the replica."""
+        caller = current_caller()
         request = await self._core_request(
             request_id,
             prompt,
@@ -95,11 +99,12 @@ class RemoteEngineClient(EnginelessClient):
             tokenization_kwargs=tokenization_kwargs,
             priority=priority,
         )
+        caller.spend(len(request.prompt_token_ids))
         collector = RequestOutputCollector(request.params.output_kind, request.request_id)
         sequences = self._fan_out(request, prompt_text, collector)
         try:
             for sequence in sequences:
-                self._begin(sequence, collector)
+                self._begin(sequence, collector, caller)
             finished = False
             while not finished:
                 output = collector.get_nowait() or await collector.get()
@@ -121,6 +126,7 @@ class RemoteEngineClient(EnginelessClient):
         reasoning_ended: bool | None = None,  # noqa: ARG002, FBT001
     ) -> AsyncGenerator[PoolingRequestOutput, None]:
         """See ``EngineClient.encode``."""
+        caller = current_caller()
         request = await self._core_request(
             request_id,
             prompt,
@@ -137,8 +143,11 @@ class RemoteEngineClient(EnginelessClient):
             "pooling": msgspec.to_builtins(request.pooling_params),
             "adapter": self._adapter(lora_request),
             "priority": priority,
+            "cache_salt": caller.cache_salt(request.cache_salt),
         }
-        embedding = await embedded(ask, self._pool)
+        caller.spend(len(ask["prompt_token_ids"]))
+        async with self._pool.place(self.model_id, caller.name, caller.weight) as rank:
+            embedding = await embedded(_ranked(ask, rank), self._pool)
         data = np.frombuffer(embedding["data"], dtype="<f4").reshape(embedding["shape"])
         yield PoolingRequestOutput(
             request_id=request_id,
@@ -193,7 +202,7 @@ class RemoteEngineClient(EnginelessClient):
             children.append(child)
         return children
 
-    def _begin(self, request: EngineCoreRequest, collector: RequestOutputCollector) -> None:
+    def _begin(self, request: EngineCoreRequest, collector: RequestOutputCollector, caller: Caller) -> None:
         ask: GenerateRequest = {
             "stream_id": request.request_id,
             "model_id": self.model_id,
@@ -203,16 +212,21 @@ class RemoteEngineClient(EnginelessClient):
             "reply_to": self._streams.reply_to,
             "adapter": self._adapter(request.lora_request),
             "priority": request.priority,
-            "cache_salt": request.cache_salt,
+            "cache_salt": caller.cache_salt(request.cache_salt),
             "keep_awake_s": (request.sampling_params.extra_args or {}).get(SAMPLING_ARGUMENT),
         }
-        carrier = SequenceCarrier(ask, self._pool, self)
-        carrying = asyncio.get_running_loop().create_task(carrier.carry())
+        carrier = SequenceCarrier(ask, self._pool, self, caller.spend)
+        carrying = asyncio.get_running_loop().create_task(self._carry(carrier, ask, caller))
         self._carrying[carrier.stream_id] = carrying
         # Held until the call has returned, which is a little after the sequence's end.
         self._tasks.add(carrying)
         carrying.add_done_callback(self._tasks.discard)
         carrying.add_done_callback(lambda done: _pass_on_failure(done, collector))
+
+    async def _carry(self, carrier: SequenceCarrier, ask: GenerateRequest, caller: Caller) -> None:
+        async with self._pool.place(self.model_id, caller.name, caller.weight) as rank:
+            _ranked(ask, rank)
+            await carrier.carry()
 
     def _stop(self, stream_ids: Iterable[str]) -> None:
         for stream_id in stream_ids:
@@ -273,6 +287,13 @@ class RemoteEngineClient(EnginelessClient):
 
     def __repr__(self) -> str:
         return f"<RemoteEngineClient {self.model_id}, {len(self._carrying)} sequences>"
+
+
+def _ranked(ask: Ask, rank: int | None) -> Ask:
+    """Give an ask its rank among tenants, whatever its client has chosen."""
+    if rank is not None:
+        ask["priority"] = rank
+    return ask
 
 
 def _check_fits_grammar(output: RequestOutput, params: SamplingParams) -> None:

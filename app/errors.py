@@ -5,6 +5,11 @@ AppError
 ├── InvalidRequestError   the request is wrong; names the field
 ├── ModelNotFoundError    no model or adapter of that name
 ├── BodyTooLargeError     the request's body is over the limit
+├── KeyRefusedError       there is no API key, or none that is known
+├── NotPermittedError     the key is good, and not for this
+├── LimitReachedError     the tenant is over a limit of its own
+├── TooManyWaitingError   so many requests wait for a place that there is no room for another
+├── KeysUnavailableError  keys can't be checked now
 ├── RequestEndsEnginesError  engines ended under the request, one after the other; it is not tried again
 ├── CatalogueError        what was changed at run time could not be kept
 ├── ForecastUnavailableError  there is no forecaster, or it does not answer; everything else goes on
@@ -17,6 +22,7 @@ All are picklable: every field is positional and goes to ``Exception.__init__``.
 errors of ``deployments`` to HTTP.
 """
 
+import math
 from http import HTTPStatus
 
 from deployments.errors import (
@@ -81,6 +87,65 @@ class BodyTooLargeError(AppError):
 
     def __str__(self) -> str:
         return f"The request's body is larger than {self.limit_bytes} bytes."
+
+
+class KeyRefusedError(AppError):
+    """The request has no API key, or (``was_given``) one that is nobody's."""
+
+    def __init__(self, was_given: bool) -> None:  # noqa: FBT001 - every field of an error is positional
+        super().__init__(was_given)
+        self.was_given = was_given
+
+    def __str__(self) -> str:
+        if self.was_given:
+            return "The API key is not valid."
+        return "An API key is needed, in the header `Authorization: Bearer KEY`."
+
+
+class NotPermittedError(AppError):
+    """``message`` says who may."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class LimitReachedError(AppError):
+    """A tenant is over its limit of ``limit`` (``requests``, ``tokens``, ``concurrent``) for ``retry_after_s``."""
+
+    def __init__(self, limit: str, retry_after_s: float) -> None:
+        super().__init__(limit, retry_after_s)
+        self.limit = limit
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        what = {"concurrent": "concurrent requests"}.get(self.limit, f"{self.limit} per minute")
+        return f"Your limit of {what} is reached; please try again in {max(1, math.ceil(self.retry_after_s))} s."
+
+
+class TooManyWaitingError(AppError):
+    """As many requests wait for ``model_id`` as may."""
+
+    def __init__(self, model_id: str) -> None:
+        super().__init__(model_id)
+        self.model_id = model_id
+
+    def __str__(self) -> str:
+        return f"Too many requests wait for model '{self.model_id}'; please try again."
+
+
+class KeysUnavailableError(AppError):
+    """``reason`` says why keys can't be checked."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"API keys can't be checked at the moment: {self.reason}."
 
 
 class CatalogueError(AppError):
@@ -178,6 +243,11 @@ _STATUS: dict[type[Exception], HTTPStatus] = {
     RequestRejectedError: HTTPStatus.BAD_REQUEST,
     ModelNotFoundError: HTTPStatus.NOT_FOUND,
     BodyTooLargeError: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    KeyRefusedError: HTTPStatus.UNAUTHORIZED,
+    NotPermittedError: HTTPStatus.FORBIDDEN,
+    LimitReachedError: HTTPStatus.TOO_MANY_REQUESTS,
+    TooManyWaitingError: HTTPStatus.TOO_MANY_REQUESTS,
+    KeysUnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
     EngineUnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
     EngineStartError: HTTPStatus.SERVICE_UNAVAILABLE,
     EngineDiedError: HTTPStatus.SERVICE_UNAVAILABLE,
@@ -189,6 +259,8 @@ _STATUS: dict[type[Exception], HTTPStatus] = {
 
 _TYPE = {
     HTTPStatus.BAD_REQUEST: "BadRequestError",
+    HTTPStatus.UNAUTHORIZED: "AuthenticationError",
+    HTTPStatus.FORBIDDEN: "PermissionDeniedError",
     HTTPStatus.NOT_FOUND: "NotFoundError",
     HTTPStatus.METHOD_NOT_ALLOWED: "MethodNotAllowedError",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "RequestTooLargeError",

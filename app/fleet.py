@@ -46,6 +46,11 @@ class Fleet:
         self._described: dict[str, EngineDescription] = {}
         self._looking: asyncio.Task[None] | None = None
 
+    @property
+    def size(self) -> int:
+        """How many replicas take requests; one before any is known, or while there is none yet."""
+        return max(1, len(self._there()))
+
     def run(self, reply_to: ReplyTo) -> None:
         """Begin to ask replicas for news, to be sent to ``reply_to``."""
         self._looking = asyncio.get_running_loop().create_task(self._look_after(reply_to))

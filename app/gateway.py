@@ -1,7 +1,8 @@
-"""The gateway: Serve's ingress deployment, with the OpenAI API over HTTP and the same API for handle calls.
+"""The gateway: the OpenAI API for HTTP and for handle calls.
 
-Covers: the replica's life (feed socket, clients, OpenAI layer), handle methods. Does not cover: paths (``routes``),
-answers (``openai_layer``), the wiring (``builder``).
+Covers: the replica's life (feed socket, clients, OpenAI layer), answering for whoever was let in. Does not cover:
+letting in, and what Serve deploys (``served_gateway``), paths (``routes``), answers (``openai_layer``), the wiring
+(``builder``).
 """
 
 import asyncio
@@ -15,18 +16,19 @@ from typing import Any
 import ray
 from fastapi.exceptions import RequestValidationError
 from pydantic import TypeAdapter, ValidationError
-from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from starlette.responses import Response
-from starlette.types import ASGIApp
 
 from app.attempts import translated
+from app.callers import Caller
 from app.catalogue import Entry
-from app.config import AppConfig, parse_model
+from app.config import AppConfig, PoolConfig, parse_model
+from app.door import Door
 from app.engine_client import RemoteEngineClient
 from app.engine_states import UNHEARD_OF
 from app.errors import AppError, InvalidRequestError, ModelNotFoundError
+from app.fair_queue import FairQueue
 from app.fleet import Command, Fleets
 from app.forecasts import Forecasts
 from app.metrics import scrape
@@ -34,7 +36,6 @@ from app.model_pool import ModelPool
 from app.model_specs import check_model
 from app.openai_layer import REQUEST_TYPES, OpenAILayer, Operation
 from app.responses import error_answer
-from app.routes import build_http_app
 from app.stream_metrics import StreamMetrics
 from app.streams import TokenStreams
 from deployments.engine_args import engine_config
@@ -51,7 +52,7 @@ _PARSERS = {operation: TypeAdapter(kind) for operation, kind in REQUEST_TYPES.it
 
 
 class Gateway:
-    """Plain class; ``ingress`` is what Serve deploys."""
+    """Plain class; ``served_gateway`` has what Serve deploys."""
 
     def __init__(  # noqa: PLR0913, PLR0917 - what a gateway is wired to
         self,
@@ -60,10 +61,12 @@ class Gateway:
         pools: Mapping[str, Any],
         nodes: Any,
         storage: StoreConfig,
+        door: Door,
         forecaster: Any = None,
     ) -> None:
         """``catalogue``, ``pools`` (by name), ``nodes`` and ``forecaster`` (None without one) are Serve handles."""
         self._config = config
+        self._door = door
         self._catalogue = catalogue
         self._pools = pools
         self._nodes = nodes
@@ -71,6 +74,8 @@ class Gateway:
         self.header_wait_s = config.admission.header_wait_s
         may_be_empty = {pool.name for pool in config.pools if pool.min_replicas == 0}
         self._fleets = Fleets(pools, PLACEMENTS, may_be_empty)
+        # Where there are no tenants there is one line, and Serve has it.
+        self._lines = {} if door.is_open else {pool.name: self._line(pool) for pool in config.pools}
         self._streams = TokenStreams(self._fleets)
         self._forecasts = Forecasts(forecaster)
         self._layer = OpenAILayer(self._prepare)
@@ -83,10 +88,6 @@ class Gateway:
         loop = asyncio.get_running_loop()
         self._listening = loop.create_task(self._listen())
         self._following = loop.create_task(self._follow())
-
-    def __serve_build_asgi_app__(self) -> ASGIApp:
-        """Serve's hook: the HTTP application of this replica."""
-        return build_http_app(self, self._config.gateway.max_body_bytes)
 
     async def layer(self) -> OpenAILayer:
         """See ``routes.Service.layer``."""
@@ -157,10 +158,14 @@ class Gateway:
             raise translated(error, model_id) from error
         self._take(found)
 
-    async def progress(self, model: str) -> str:
+    def tenants(self) -> dict[str, Any]:
+        """See ``routes.Service.tenants``."""
+        return self._door.describe()
+
+    async def progress(self, model: str, caller: Caller) -> str:
         """See ``routes.Service.progress``."""
         try:
-            model_id = (await self.layer()).model_id(model)
+            model_id = (await self.layer()).model_id(model, caller)
             engine = (await self._fleets.of(self._entries[model_id].pool).describe())[model_id]
         except (AppError, KeyError, RayError, RayServeException) as error:
             return f"{model}: {error}"
@@ -180,17 +185,19 @@ class Gateway:
         """See ``routes.Service.metrics``."""
         return await scrape()
 
-    async def call(self, operation: Operation, body: dict[str, Any]) -> dict[str, Any]:
+    async def call(self, operation: Operation, body: dict[str, Any], caller: Caller) -> dict[str, Any]:
         """Answer a request given as OpenAI's JSON body: builtin types in and out, an error as OpenAI's error object."""
         try:
-            return await _as_builtins(await self._answer(operation, body))
+            return await _as_builtins(await self._answer(operation, body, caller))
         except Exception as error:  # noqa: BLE001 - every error becomes an answer, as over HTTP
             return error_answer(error)
 
-    async def stream(self, operation: Operation, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+    async def stream(
+        self, operation: Operation, body: dict[str, Any], caller: Caller
+    ) -> AsyncGenerator[dict[str, Any], None]:
         """Yield the chunks of a streamed answer as builtin types; an error is one chunk with OpenAI's error object."""
         try:
-            result = await self._answer(operation, body | {"stream": True})
+            result = await self._answer(operation, body | {"stream": True}, caller)
             if not isinstance(result, AsyncGenerator):
                 yield await _as_builtins(result)
                 return
@@ -202,9 +209,9 @@ class Gateway:
         except Exception as error:  # noqa: BLE001 - as in ``call``
             yield error_answer(error)
 
-    async def models(self) -> list[dict[str, Any]]:
-        """Return a card for every model and adapter."""
-        return await (await self.layer()).models()
+    async def models(self, caller: Caller) -> list[dict[str, Any]]:
+        """Return a card for every model and adapter that the caller reaches."""
+        return await (await self.layer()).models(caller)
 
     async def check_health(self) -> None:
         """Serve's health check: raises when no tokens could be received."""
@@ -222,7 +229,7 @@ class Gateway:
         self._fleets.close()
         self._streams.close()
 
-    async def _answer(self, operation: Operation, body: dict[str, Any]) -> Any:
+    async def _answer(self, operation: Operation, body: dict[str, Any], caller: Caller) -> Any:
         parser = _PARSERS.get(operation)
         if parser is None:
             raise InvalidRequestError(f"There is no operation '{operation}'; there are {', '.join(_PARSERS)}.")
@@ -230,7 +237,16 @@ class Gateway:
             request = parser.validate_python(body)
         except ValidationError as error:
             raise RequestValidationError(error.errors(), body=body) from error
-        return await (await self.layer()).answer(operation, request)
+        return await (await self.layer()).answer(operation, request, caller=caller)
+
+    def _line(self, pool: PoolConfig) -> FairQueue:
+        """Return the line for a pool's places: this gateway's part of what its replicas take at once."""
+
+        def places() -> int:
+            return max(1, self._fleets.of(pool.name).size * pool.max_ongoing_requests // self._config.gateway.replicas)
+
+        admission = self._config.admission
+        return FairQueue(places, admission.max_queued_requests, admission.max_wait_s)
 
     def _pool(self, model_id: str) -> Any:
         return self._pools[self._entries[model_id].pool]
@@ -311,6 +327,7 @@ class Gateway:
                 lose_engine=fleet.lose_engine,
                 metrics=StreamMetrics(spec.id),
                 demand=self._forecasts.demand,
+                line=self._lines.get(entry.pool),
             ),
             streams=self._streams,
             adapters=adapters,
@@ -334,15 +351,3 @@ async def _as_builtins(result: Any) -> dict[str, Any]:
     if isinstance(result, Response):
         return json.loads(bytes(result.body))
     return result.model_dump()
-
-
-class ServedGateway(Gateway):
-    """Serve calls ``__del__`` by hand when it shuts a replica down, and awaits it."""
-
-    async def __del__(self) -> None:
-        await self.close()
-
-
-def ingress() -> type:
-    """Return the gateway as a class that Serve can deploy as an ingress."""
-    return serve.ingress()(ServedGateway)

@@ -4,6 +4,7 @@ Covers: what can be checked before a minute of start-up, the demo models, the ``
 below it. Does not cover: the application (``builder``), what runs inside (``gateway``, ``deployments``).
 """
 
+import ipaddress
 import os
 import shutil
 import signal
@@ -22,7 +23,8 @@ import psutil
 import yaml
 from rich.console import Console
 
-from app.config import AppConfig, ModelConfig, dram_dir, parse_config
+from app.api_keys import read_keys
+from app.config import AppConfig, ModelConfig, dram_dir, keys_file, parse_config
 from app.errors import ConfigError, LaunchError
 
 START_TIMEOUT_S = 600.0
@@ -80,9 +82,13 @@ def read_plan(config_file: Path) -> Plan:
     if len(ours) != 1:
         raise ConfigError((f"{config_file}: one application must have import_path: app.builder:build_app",))
     http = document.get("http_options") or {}
+    config = parse_config(ours[0].get("args") or {})
+    keys = keys_file(config.security)
+    if keys is not None:
+        read_keys(keys)
     return Plan(
         config_file,
-        parse_config(ours[0].get("args") or {}),
+        config,
         http.get("host", "127.0.0.1"),
         http.get("port", 8000),
         ours[0].get("route_prefix", "/"),
@@ -104,6 +110,7 @@ def check_machine(plan: Plan) -> None:
                 f"Port {plan.port} on {plan.host} can't be used ({error.strerror}): "
                 f"stop what listens there, or set http_options.port in {plan.config_file}."
             ) from error
+    check_exposure(plan)
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
         raise LaunchError(f"There is no C++ compiler '{compiler}', which vLLM needs on a CPU: install g++ or set CXX.")
@@ -113,6 +120,25 @@ def check_machine(plan: Plan) -> None:
             f"{needed_bytes / 1e9:.1f} GB of memory are needed and {free_bytes / 1e9:.1f} GB are free: "
             "serve fewer models, or lower engine.kv_cache_memory_bytes."
         )
+
+
+def check_exposure(plan: Plan) -> None:
+    """Refuse to serve more than this machine without API keys. Raises LaunchError."""
+    security = plan.config.security
+    if security.api_keys_file is not None or security.allow_anonymous or _is_loopback(plan.host):
+        return
+    raise LaunchError(
+        f"http_options.host in {plan.config_file} is {plan.host}, and there are no API keys: anybody who reaches the "
+        "port could use and administer the service. Set security.api_keys_file (`flashserve key new` makes keys), or "
+        "http_options.host: 127.0.0.1; or security.allow_anonymous: true where something in front of it checks."
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def memory_needed_bytes(config: AppConfig) -> int:
@@ -206,10 +232,13 @@ def _wait_until_healthy(plan: Plan, process: subprocess.Popen[bytes], log_file: 
                 raise LaunchError(f"The service ended while it started: {_last_error(log_file)} (see {log_file})")
             if DEPLOYMENT_FAILED in log_file.read_text(errors="replace"):
                 raise LaunchError(f"The service could not be deployed: {_last_error(log_file)} (see {log_file})")
-            states, healthy = _states(plan)
+            health, states = _health(plan)
+            if health == "ok":
+                return
+            # With API keys nobody is told which.
+            if health == "failed" and not states:
+                raise LaunchError(f"An engine failed to start: see {log_file}.")
             if states:
-                if healthy:
-                    return
                 failed = [model for model, state in states.items() if state == "failed"]
                 if failed:
                     raise LaunchError(f"The engine of {', '.join(failed)} failed to start: see {log_file}.")
@@ -219,12 +248,13 @@ def _wait_until_healthy(plan: Plan, process: subprocess.Popen[bytes], log_file: 
     raise LaunchError(f"The service was not ready after {START_TIMEOUT_S:.0f} s: see {log_file}.")
 
 
-def _states(plan: Plan) -> tuple[dict[str, str], bool]:
+def _health(plan: Plan) -> tuple[str, dict[str, str]]:
+    """Return the service's status, empty while it gives none, and each model's state."""
     try:
-        answer = httpx.get(f"{plan.url}/health", timeout=10)
-        return answer.json()["models"], answer.is_success
-    except (httpx.HTTPError, ValueError, KeyError):
-        return {}, False
+        answer = httpx.get(f"{plan.url}/health", timeout=10).json()
+        return answer["status"], answer["models"]
+    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        return "", {}
 
 
 def _last_error(log_file: Path) -> str:
@@ -235,14 +265,17 @@ def _last_error(log_file: Path) -> str:
 
 def _greeting(plan: Plan) -> str:
     model = plan.config.models[0].id
+    key, header = "none", ""
+    if plan.config.security.api_keys_file is not None:
+        key, header = "YOUR-KEY", " -H 'Authorization: Bearer YOUR-KEY'"
     return f"""
 FlashServe answers on {plan.url}
 
-  curl {plan.url}/v1/chat/completions -H 'Content-Type: application/json' \\
+  curl {plan.url}/v1/chat/completions -H 'Content-Type: application/json'{header} \\
     -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}'
 
   from openai import OpenAI
-  client = OpenAI(base_url="{plan.url}/v1", api_key="none")
+  client = OpenAI(base_url="{plan.url}/v1", api_key="{key}")
   answer = client.chat.completions.create(
       model="{model}", messages=[{{"role": "user", "content": "What is the capital of France?"}}])
   print(answer.choices[0].message.content)

@@ -7,16 +7,19 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from app.attempts import as_vllm_error, failure_of, translated
 from app.demand import Demand
-from app.errors import RequestEndsEnginesError
+from app.errors import AppError, RequestEndsEnginesError
+from app.fair_queue import FairQueue
 from app.migration import ResumeCost
 from app.resumption import GiveUp, History, RetryLimits, after_failure
 from app.stream_metrics import StreamMetrics
+from deployments.errors import DeploymentError
 from deployments.placements import PLACEMENTS, Placements
 from deployments.types import Embedding, EmbedRequest, GenerateRequest, Place
 
@@ -39,6 +42,8 @@ class ModelPool:
     """Returns how soon another replica than that one would serve a model; None if nobody knows of one."""
     lose_engine: Callable[[str | None, str], None] = lambda _replica_id, _model_id: None
     """Says that the engine of a model on that replica has died."""
+    line: FairQueue | None = None
+    """Where tenants wait for a place; None where there are no tenants."""
     cost: ResumeCost = field(default_factory=ResumeCost)
     trial: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held by a sequence that may have ended an engine until its next token: one at a time, so that one which does end
@@ -55,6 +60,23 @@ class ModelPool:
         """Count what a sequence that has ended came to."""
         if self.demand is not None:
             self.demand.delivered(ask["model_id"], _adapter_id(ask), tokens)
+
+    @asynccontextmanager
+    async def place(self, model_id: str, tenant: str, weight: float) -> AsyncIterator[int | None]:
+        """Hold a place for one sequence; yields its rank in the engine, None where it chooses that itself.
+
+        Raises:
+            What its client is told, as vLLM's OpenAI classes know it.
+        """
+        if self.line is None:
+            yield None
+            return
+        async with AsyncExitStack() as held:
+            try:
+                rank = await held.enter_async_context(self.line.place(model_id, tenant, weight))
+            except (AppError, DeploymentError) as error:
+                raise as_vllm_error(error) from error
+            yield rank
 
     def count_resume(self, failure: str) -> None:
         """Count an attempt that is followed by another."""

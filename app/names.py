@@ -1,6 +1,6 @@
 """Which model and adapter a request's ``model`` means."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from app.errors import InvalidRequestError, ModelNotFoundError
@@ -24,15 +24,18 @@ class NameTable:
     """Every name a request may use: ``model``, ``adapter`` and ``model:adapter``.
 
     An adapter id that occurs on two models, or that is also a model's id, can only be asked for with its model.
+    What ``holds`` doesn't allow is not in it: no answer differs from that for what doesn't exist.
     """
 
-    def __init__(self, models: Iterable[ModelSpec]) -> None:
+    def __init__(self, models: Iterable[ModelSpec], holds: Callable[[Target], bool] = lambda _: True) -> None:
         self._targets: dict[str, Target] = {}
         self._ambiguous: dict[str, list[str]] = {}
         specs = list(models)
         for spec in specs:
             for adapter in spec.adapters:
                 target = Target(spec.id, adapter.id)
+                if not holds(target):
+                    continue
                 self._targets[f"{spec.id}:{adapter.id}"] = target
                 self._ambiguous.setdefault(adapter.id, []).append(f"{spec.id}:{adapter.id}")
         for adapter_id, full_names in list(self._ambiguous.items()):
@@ -40,8 +43,9 @@ class NameTable:
                 self._targets[adapter_id] = self._targets[full_names[0]]
                 del self._ambiguous[adapter_id]
         for spec in specs:
-            self._targets[spec.id] = Target(spec.id)
-            self._ambiguous.pop(spec.id, None)
+            if holds(Target(spec.id)):
+                self._targets[spec.id] = Target(spec.id)
+                self._ambiguous.pop(spec.id, None)
 
     def resolve(self, name: str | None) -> Target:
         """Return what ``name`` stands for.

@@ -25,11 +25,13 @@ from vllm.entrypoints.serve.tokenize.protocol import (
 )
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+from app.callers import ANYBODY, Caller, acting_for
 from app.engine_client import RemoteEngineClient
 from app.errors import InvalidRequestError, ModelNotFoundError
 from app.keep_alive import FIELD, SAMPLING_ARGUMENT, keep_awake_s
 from app.names import NameTable, Target
 from app.responses import BAD_REQUEST_ERRORS, error_answer, error_body, readable
+from app.tenants import Reach
 from app.validation import blamed_field, blaming, check_request
 from deployments.types import ModelSpec
 
@@ -68,7 +70,7 @@ class OpenAILayer:
     def __init__(self, prepare: Callable[[str], Awaitable[None]]) -> None:
         """``prepare`` returns once a model was added, or raises why it can't be."""
         self._prepare = prepare
-        self._names = NameTable([])
+        self._names: dict[Reach, NameTable] = {}
         self._specs: dict[str, ModelSpec] = {}
         self._states: dict[str, State] = {}
         self._clients: dict[str, RemoteEngineClient] = {}
@@ -76,7 +78,7 @@ class OpenAILayer:
 
     def name(self, specs: list[ModelSpec]) -> None:
         """Take requests for these models from now on, and no others."""
-        self._names = NameTable(specs)
+        self._names = {}
         self._specs = {spec.id: spec for spec in specs}
 
     def remove(self, model_id: str) -> None:
@@ -105,9 +107,9 @@ class OpenAILayer:
         self._max_token_ids[spec.id] = max(last_ids)
 
     async def answer(
-        self, operation: Operation, request: Any, raw_request: Request | None = None
+        self, operation: Operation, request: Any, raw_request: Request | None = None, caller: Caller = ANYBODY
     ) -> AsyncGenerator[str, None] | Any:
-        """Answer a parsed request.
+        """Answer a parsed request as far as ``caller`` reaches.
 
         Returns:
             An async generator of server-sent events when the request asks for a stream, else vLLM's response model,
@@ -116,7 +118,7 @@ class OpenAILayer:
         Raises:
             AppError and vLLM's VLLMError, as ``responses.error_answer`` knows them.
         """
-        target = self._names.resolve(request.model)
+        target = self._known_to(caller).resolve(request.model)
         # vLLM's classes know adapters by their bare names only.
         request.model = target.served_name
         spec = self._specs[target.model_id]
@@ -126,14 +128,15 @@ class OpenAILayer:
         max_token_id = self._max_token_ids[spec.id]
         check_request(operation, request, max_token_id=max_token_id, prompt_logprobs=prompt_logprobs)
         if operation in STREAMING:
-            _pass_keep_alive(request)
+            _pass_keep_alive(request, caller)
         create = self._create(operation, target)
         # vLLM sets others while it works.
         given = frozenset(request.model_fields_set)
         try:
-            result = await create(request, raw_request)
-            if isinstance(result, AsyncGenerator):
-                result = await _begun(result)
+            with acting_for(caller):
+                result = await create(request, raw_request)
+                if isinstance(result, AsyncGenerator):
+                    result = await _begun(result)
         except BAD_REQUEST_ERRORS as error:
             raise _refused(operation, given, error) from error
         if isinstance(result, ErrorResponse):
@@ -142,30 +145,34 @@ class OpenAILayer:
             result.error = ErrorInfo(**error_body(readable(problem.message), HTTPStatus(problem.code), param)["error"])
         return result
 
-    def model_id(self, name: str) -> str:
+    def model_id(self, name: str, caller: Caller = ANYBODY) -> str:
         """Return the id of the model that answers for ``name``.
 
         Raises:
-            ModelNotFoundError: nothing is called so.
+            ModelNotFoundError: nothing that the caller reaches is called so.
         """
-        return self._names.resolve(name).model_id
+        return self._known_to(caller).resolve(name).model_id
 
-    async def models(self) -> list[dict[str, Any]]:
-        """Return a card for every model and adapter, in OpenAI's shape."""
+    async def models(self, caller: Caller = ANYBODY) -> list[dict[str, Any]]:
+        """Return a card for every model and adapter that the caller reaches, in OpenAI's shape."""
         lists = [await state.openai_serving_models.show_available_models() for state in self._states.values()]
-        return [card.model_dump() for cards in lists for card in cards.data]
+        cards = [card.model_dump() for cards in lists for card in cards.data]
+        return [_shown(card, caller) for card in cards if caller.reach.holds(_target_of(card))]
 
-    async def model(self, name: str) -> dict[str, Any]:
-        """Return one card, asked for by any of its names.
-
-        Raises:
-            ModelNotFoundError: nothing is called so.
-        """
-        target = self._names.resolve(name)
-        for card in await self.models():
+    async def model(self, name: str, caller: Caller = ANYBODY) -> dict[str, Any]:
+        """Return one card, asked for by any of its names. Raises as ``model_id``."""
+        target = self._known_to(caller).resolve(name)
+        for card in await self.models(caller):
             if card["id"] == target.served_name and card.get("parent") in (None, target.model_id):
                 return card
         raise ModelNotFoundError(name)
+
+    def _known_to(self, caller: Caller) -> NameTable:
+        reach = caller.reach
+        table = self._names.get(reach)
+        if table is None:
+            table = self._names[reach] = NameTable(self._specs.values(), reach.holds)
+        return table
 
     def _create(self, operation: Operation, target: Target) -> Callable[..., Awaitable[Any]]:
         attribute, method = _SERVING[operation]
@@ -178,11 +185,23 @@ class OpenAILayer:
         return f"<OpenAILayer {sorted(self._states)}>"
 
 
-def _pass_keep_alive(request: Any) -> None:
+def _target_of(card: dict[str, Any]) -> Target:
+    parent = card.get("parent")
+    return Target(card["id"]) if parent is None else Target(parent, card["id"])
+
+
+def _shown(card: dict[str, Any], caller: Caller) -> dict[str, Any]:
+    # vLLM says where on the server the files are; that is the operator's business.
+    return card if caller.is_admin else card | {"root": card["id"]}
+
+
+def _pass_keep_alive(request: Any, caller: Caller) -> None:
     arguments = {key: value for key, value in (request.vllm_xargs or {}).items() if key != SAMPLING_ARGUMENT}
     given = (request.model_extra or {}).get(FIELD)
-    if given is not None:
-        arguments[SAMPLING_ARGUMENT] = keep_awake_s(given)
+    seconds = keep_awake_s(given) if given is not None else None
+    # How long a model stays awake concerns everybody who shares it, or its device.
+    if seconds is not None and caller.is_admin:
+        arguments[SAMPLING_ARGUMENT] = seconds
     request.vllm_xargs = arguments or None
 
 

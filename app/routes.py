@@ -13,15 +13,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse, ModelCard, ModelList
 from vllm.exceptions import VLLMError
 
+from app.callers import Caller
 from app.errors import RETRY_AFTER_S, AppError, BodyTooLargeError, ModelNotFoundError
+from app.guard import caller_of
 from app.holding import answered
+from app.names import Target
 from app.openai_layer import ANSWER_TYPES, REQUEST_TYPES, STREAMING, OpenAILayer, Operation
 from app.responses import BAD_REQUEST_ERRORS, error_answer
 from deployments.errors import DeploymentError
 from deployments.types import EngineDescription
 
 _RETRYABLE = {429, 503}
-_PATHS: dict[Operation, str] = {
+PATHS: dict[Operation, str] = {
     "chat": "/v1/chat/completions",
     "completions": "/v1/completions",
     "embeddings": "/v1/embeddings",
@@ -60,8 +63,8 @@ class Service(Protocol):
     header_wait_s: float
     """How long the headers of a stream wait for its first token."""
 
-    async def progress(self, model: str) -> str:
-        """Return a line about what requests for a model wait for."""
+    async def progress(self, model: str, caller: Caller) -> str:
+        """Return a line about what the caller's requests for a model wait for."""
         ...
 
     async def layer(self) -> OpenAILayer:
@@ -101,6 +104,10 @@ class Service(Protocol):
         """Begin to move a model's streams off a replica, None for the one with most; return how many."""
         ...
 
+    def tenants(self) -> dict[str, Any]:
+        """Return who has keys, what is left of their limits, and what is wrong with the file of keys."""
+        ...
+
     async def tiers(self) -> dict[str, Any]:
         """Return what each node's tiers hold."""
         ...
@@ -129,6 +136,7 @@ def build_http_app(service: Service, max_body_bytes: int) -> ASGIApp:
     _add_openai_routes(app, service)
     _add_service_routes(app, service)
     _add_admin_routes(app, service)
+    _add_view_routes(app, service)
     # Without the others, Starlette would log a traceback for each of them.
     for kind in (
         AppError, DeploymentError, VLLMError, RequestValidationError, HTTPException, *BAD_REQUEST_ERRORS, Exception,
@@ -138,7 +146,7 @@ def build_http_app(service: Service, max_body_bytes: int) -> ASGIApp:
 
 
 def _add_openai_routes(app: FastAPI, service: Service) -> None:
-    for operation, path in _PATHS.items():
+    for operation, path in PATHS.items():
         answer = {"model": ANSWER_TYPES[operation]} | _OTHER_FORMS.get(operation, {})
         app.post(path, name=operation, responses=_ERRORS | {200: answer})(_handler(service, operation))
 
@@ -146,9 +154,10 @@ def _add_openai_routes(app: FastAPI, service: Service) -> None:
 def _handler(service: Service, operation: Operation) -> Callable[..., Awaitable[Response]]:
     async def answer(request: Any, raw_request: Request) -> Response:
         layer = await service.layer()
+        caller = caller_of(raw_request)
 
         async def respond() -> Response:
-            return _as_response(await layer.answer(operation, request, raw_request))
+            return _as_response(await layer.answer(operation, request, raw_request, caller))
 
         header_wait_s = service.header_wait_s if getattr(request, "stream", False) else None
         model = str(request.model)
@@ -156,7 +165,7 @@ def _handler(service: Service, operation: Operation) -> Callable[..., Awaitable[
             asyncio.ensure_future(respond()),
             raw_request,
             header_wait_s=header_wait_s,
-            progress=lambda: service.progress(model),
+            progress=lambda: service.progress(model, caller),
         )
 
     answer.__annotations__["request"] = Annotated[REQUEST_TYPES[operation], Body()]
@@ -165,23 +174,25 @@ def _handler(service: Service, operation: Operation) -> Callable[..., Awaitable[
 
 def _add_service_routes(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models", responses=_ERRORS, response_model=ModelList)
-    async def models() -> Any:
-        return {"object": "list", "data": await (await service.layer()).models()}
+    async def models(request: Request) -> Any:
+        return {"object": "list", "data": await (await service.layer()).models(caller_of(request))}
 
     # ``:path`` because ids may hold slashes.
     @app.get("/v1/models/{model_id:path}", responses=_ERRORS, response_model=ModelCard)
-    async def model(model_id: str) -> Any:
+    async def model(model_id: str, request: Request) -> Any:
         if not model_id:
             raise ModelNotFoundError(model_id)
-        return await (await service.layer()).model(model_id)
+        return await (await service.layer()).model(model_id, caller_of(request))
 
     @app.get("/health", responses={503: {}})
-    async def health() -> JSONResponse:
-        engines = await service.engines()
-        states = {model: engine["state"] for model, engine in engines.items()}
+    async def health(request: Request) -> JSONResponse:
+        engines, reach = await service.engines(), caller_of(request).reach
+        states = {model: engine["state"] for model, engine in engines.items() if reach.holds(Target(model))}
         # Asleep is well: whoever asks wakes it.
         healthy = all(engine["is_up"] for engine in engines.values())
-        return JSONResponse({"status": "ok" if healthy else "unavailable", "models": states}, 200 if healthy else 503)
+        failed = any(engine["state"] == "failed" for engine in engines.values())
+        status = "ok" if healthy else "failed" if failed else "unavailable"
+        return JSONResponse({"status": status, "models": states}, 200 if healthy else 503)
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> str:
@@ -222,9 +233,15 @@ def _add_admin_routes(app: FastAPI, service: Service) -> None:
     async def admin_migrate(command: MigrateCommand) -> dict[str, int]:
         return {"moving": await service.migrate(command.model, command.replica)}
 
+
+def _add_view_routes(app: FastAPI, service: Service) -> None:
     @app.get("/admin/plan", responses=_ERRORS)
     async def admin_plan(model: str | None = None) -> dict[str, Any]:
         return await service.plan(model)
+
+    @app.get("/admin/tenants")
+    async def admin_tenants() -> dict[str, Any]:
+        return service.tenants()
 
     @app.get("/admin/tiers")
     async def admin_tiers() -> dict[str, dict[str, Any]]:

@@ -1,8 +1,9 @@
 """Integer ids for adapters inside one engine.
 
 vLLM trusts the integer id it is given and hashes prefix-cache blocks by adapter name only. So the replica, which every
-gateway's requests pass through, numbers adapters itself, and inside the engine an adapter is called ``id@digest``: new
-content is a new name and a new id, and never meets the old one's cache.
+gateway's requests pass through, numbers adapters itself, and inside the engine an adapter is called
+``tenant/id@digest``, the operator's own ``id@digest``: new content is a new name and a new id, and never meets the old
+one's cache; nor do two tenants' adapters that are called the same, or are the same.
 """
 
 from deployments.types import AdapterRef
@@ -16,7 +17,8 @@ class AdapterTable:
 
     def engine_name(self, adapter: AdapterRef) -> str:
         """Return the name the adapter has inside the engine."""
-        return f"{adapter['id']}@{adapter['digest'][:16]}"
+        name, owner = f"{adapter['id']}@{adapter['digest'][:16]}", adapter.get("owner")
+        return f"{owner}/{name}" if owner else name
 
     def int_id(self, adapter: AdapterRef) -> int:
         """Return the adapter's id, handing out the next one on first sight."""

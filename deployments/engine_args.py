@@ -59,6 +59,9 @@ def engine_args(spec: ModelSpec) -> AsyncEngineArgs:
         # vLLM chooses a backend for each request, but an engine uses that of its first one for all: a grammar checked
         # for another fails in the engine. This one knows the grammars of tool calls.
         "structured_outputs_config": StructuredOutputsConfig(backend="xgrammar"),
+        # Within its batch limits an engine takes tenants' sequences in the order of their ranks; where nobody is ranked
+        # that is the order of arrival.
+        "scheduling_policy": "priority",
     }
     if spec.lora_enabled:
         values |= {"enable_lora": True, "max_loras": spec.max_loras, "max_lora_rank": spec.max_lora_rank}

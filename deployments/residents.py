@@ -283,7 +283,8 @@ class Residents:
             async with asyncio.timeout(max_wait_s):
                 return await ticket
         except TimeoutError:
-            reason = f"it was not awake within {max_wait_s:g} s ({resident.life.reason or resident.life.state})"
+            # Not the reason: it may name a model that others have asked for.
+            reason = f"it was not awake within {max_wait_s:g} s ({resident.life.state})"
             raise EngineUnavailableError(resident.spec.id, reason) from None
         except asyncio.CancelledError:
             if ticket.done() and not ticket.cancelled() and ticket.exception() is None:

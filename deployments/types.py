@@ -66,11 +66,15 @@ class ReplyTo(TypedDict):
 
 
 class AdapterRef(TypedDict):
-    """An adapter as a request names it; the replica gives it an integer id of its own."""
+    """An adapter as a request names it; the replica gives it an integer id of its own.
+
+    ``owner`` is the tenant whose it is; without one it is the operator's, for whoever may use it.
+    """
 
     id: str
     path: str
     digest: str
+    owner: NotRequired[str | None]
 
 
 class Place(TypedDict):
@@ -150,6 +154,7 @@ class EmbedRequest(TypedDict):
     revision: NotRequired[str]
     adapter: NotRequired[AdapterRef | None]
     priority: NotRequired[int]
+    cache_salt: NotRequired[str | None]
 
 
 class Embedding(TypedDict):

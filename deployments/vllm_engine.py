@@ -99,9 +99,6 @@ class VllmEngine:
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[TokenDelta]:
         """See ``Engine.generate``."""
-        prompt: dict[str, Any] = {"type": "token", "prompt_token_ids": request["prompt_token_ids"]}
-        if request.get("cache_salt"):
-            prompt["cache_salt"] = request["cache_salt"]
         stream_id = request["stream_id"]
         delivered = request.get("delivered_token_ids") or []
         params = _sampling_params(request["sampling"], delivered)
@@ -113,7 +110,7 @@ class VllmEngine:
         try:
             with self._one_request() as llm:
                 outputs = llm.generate(
-                    prompt,
+                    _prompt(request),
                     params,
                     stream_id,
                     lora_request=self._lora_request(request.get("adapter")),
@@ -134,7 +131,7 @@ class VllmEngine:
         try:
             with self._one_request() as llm:
                 async for output in llm.encode(
-                    {"type": "token", "prompt_token_ids": request["prompt_token_ids"]},
+                    _prompt(request),
                     msgspec.convert(request["pooling"], PoolingParams),
                     request["stream_id"],
                     lora_request=self._lora_request(request.get("adapter")),
@@ -302,6 +299,13 @@ class VllmEngine:
 
     def __repr__(self) -> str:
         return f"<VllmEngine {self._spec.id} {'running' if self._llm else 'stopped'}, {self._adapters!r}>"
+
+
+def _prompt(request: GenerateRequest | EmbedRequest) -> dict[str, Any]:
+    prompt: dict[str, Any] = {"type": "token", "prompt_token_ids": request["prompt_token_ids"]}
+    if request.get("cache_salt"):
+        prompt["cache_salt"] = request["cache_salt"]
+    return prompt
 
 
 def _sampling_params(fields: dict[str, Any], delivered: list[int]) -> SamplingParams:

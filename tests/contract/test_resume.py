@@ -5,13 +5,15 @@ import json
 import random
 from collections.abc import AsyncIterator
 
+import numpy as np
 import pytest
 import pytest_asyncio
 
 from deployments.errors import ResumeUnsupportedError
 from deployments.forked_engine import PoolAddress
-from deployments.types import ModelSpec
+from deployments.types import GenerateRequest, ModelSpec
 from deployments.vllm_engine import VllmEngine
+from deployments.wire import TokenDelta
 from tests.support.resumed_cases import KINDS, Answer, Asking, breaks
 from tests.support.service import CHAT_MODEL, MODELS
 
@@ -134,3 +136,35 @@ async def test_an_engine_that_can_not_says_so(engine: VllmEngine, asking: Asking
     gpu._llm = engine._llm
     with pytest.raises(ResumeUnsupportedError, match="CPU only"):
         await anext(gpu.generate(asking.request("greedy", [1], None)))
+
+
+async def test_what_waits_in_the_engine_goes_in_the_order_of_its_rank(engine: VllmEngine, asking: Asking) -> None:
+    """Thrice as many as it computes at once come in the opposite order, and then one that goes before them all."""
+    order: list[int] = []
+    begun = asyncio.Event()
+
+    async def ask(name: str, rank: int) -> None:
+        request: GenerateRequest = {
+            "stream_id": name, "model_id": CHAT_MODEL, "reply_to": {"host": "", "port": 0, "key": ""},
+            "prompt_token_ids": asking.tokenizer.encode(f"{name}: once upon a time"), "priority": rank,
+            "sampling": {"max_tokens": 24, "ignore_eos": True, "temperature": 0.0},
+        }  # fmt: skip
+        deltas = [delta async for delta in marked(engine.generate(request), rank)]
+        assert sum(len(delta.token_ids) for delta in deltas) == 24
+
+    async def marked(deltas: AsyncIterator[TokenDelta], rank: int) -> AsyncIterator[TokenDelta]:
+        async for delta in deltas:
+            if rank not in order:
+                order.append(rank)
+            begun.set()
+            yield delta
+
+    # As ranks are: milliseconds since 1970.
+    first = 1_800_000_000_000
+    flood = [asyncio.ensure_future(ask(f"flood {index}", first + 1000 * (48 - index))) for index in range(48)]
+    await begun.wait()
+    await ask("other", first)
+    await asyncio.gather(*flood)
+    assert order.index(first) < 30
+    waited = [rank for rank in order[20:] if rank != first]
+    assert np.mean(waited[: len(waited) // 2]) < np.mean(waited[len(waited) // 2 :])

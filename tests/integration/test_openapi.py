@@ -20,7 +20,10 @@ REQUEST_TIMEOUT_S = 120
 # A random body may ask for thousands of tokens.
 LARGEST = {"max_tokens": 3, "max_completion_tokens": 3, "min_tokens": 3, "n": 2}
 
-GETS = ["/v1/models", "/v1/models/{model_id}", "/health", "/admin/models", "/admin/plan", "/admin/tiers", "/metrics"]
+GETS = [
+    "/v1/models", "/v1/models/{model_id}", "/health", "/admin/models", "/admin/plan", "/admin/tenants", "/admin/tiers",
+    "/metrics",
+]  # fmt: skip
 POSTS = [
     "/v1/chat/completions",
     "/v1/completions",

@@ -9,6 +9,7 @@ refs = st.builds(
     id=st.sampled_from(["a", "b", "c"]),
     path=st.just("/x"),
     digest=st.sampled_from(["0" * 64, "1" * 64, "f" * 64]),
+    owner=st.sampled_from([None, "acme", "globex"]),
 )
 
 
@@ -20,3 +21,10 @@ def test_an_id_stands_for_one_content_and_never_changes(asked: list[AdapterRef])
     assert first == again
     assert len(set(first)) == len({name for name, _ in first}) == len({number for _, number in first})
     assert all(number > 0 for _, number in first)
+
+
+def test_two_tenants_adapters_of_one_name_and_content_are_two() -> None:
+    table = AdapterTable()
+    names = [table.engine_name({"id": "a", "path": "/x", "digest": "0" * 64, "owner": o}) for o in ("acme", "globex")]
+    assert names == ["acme/a@0000000000000000", "globex/a@0000000000000000"]
+    assert table.engine_name({"id": "a", "path": "/x", "digest": "0" * 64}) == "a@0000000000000000"

@@ -11,7 +11,7 @@ import autoscaler.errors
 import deployments.errors
 import storage.errors
 
-_VALUES = {"str": "x", "int": 7, "str | None": None, "tuple[str, ...]": ("a", "b")}
+_VALUES = {"str": "x", "int": 7, "float": 1.5, "bool": True, "str | None": None, "tuple[str, ...]": ("a", "b")}
 
 
 def _all() -> list[Exception]:

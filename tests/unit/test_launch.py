@@ -8,8 +8,9 @@ import psutil
 import pytest
 import yaml
 
+from app.config import SecurityConfig
 from app.errors import ConfigError, LaunchError
-from app.launch import Plan, check_machine, memory_needed_bytes, read_plan
+from app.launch import Plan, check_exposure, check_machine, memory_needed_bytes, read_plan
 from tests.support.service import free_port, serve_config
 
 
@@ -85,3 +86,27 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("a: [")
     with pytest.raises(ConfigError, match="can't be read"):
         read_plan(tmp_path / "bad.yaml")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "10.0.0.7", "::", "example.org"])
+def test_without_keys_it_listens_to_its_own_machine(plan: Plan, host: str) -> None:
+    exposed = Plan(plan.config_file, plan.config, host, plan.port, plan.route_prefix)
+    with pytest.raises(LaunchError, match=f"is {host}, and there are no API keys"):
+        check_exposure(exposed)
+    for security in ({"allow_anonymous": True}, {"api_keys_file": "keys.yaml"}):
+        config = plan.config.model_copy(update={"security": SecurityConfig.model_validate(security)})
+        check_exposure(Plan(plan.config_file, config, host, plan.port, plan.route_prefix))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])
+def test_its_own_machine_has_more_than_one_name(plan: Plan, host: str) -> None:
+    check_exposure(Plan(plan.config_file, plan.config, host, plan.port, plan.route_prefix))
+
+
+def test_a_wrong_file_of_keys_is_found_before_anything_starts(tmp_path: Path) -> None:
+    args = {"models": [{"id": "m", "source": "x"}], "security": {"api_keys_file": str(tmp_path / "keys.yaml")}}
+    file = written(tmp_path, serve_config(1, args))
+    with pytest.raises(ConfigError, match=r"there is no file .*keys\.yaml"):
+        read_plan(file)
+    (tmp_path / "keys.yaml").write_text("tenants: [{name: acme}]")
+    assert read_plan(file).config.security.api_keys_file == tmp_path / "keys.yaml"

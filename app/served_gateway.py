@@ -1,0 +1,114 @@
+"""The gateway as Serve deploys it: its door, and behind it HTTP and the handle calls.
+
+Covers: what handles may call, each with a key where keys are configured; the life of both. Does not cover: answering
+(``gateway``). Administration is HTTP's alone.
+"""
+
+import logging
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+from starlette.types import ASGIApp
+
+from app.config import AppConfig
+from app.door import Door
+from app.gateway import Gateway
+from app.guard import Guard
+from app.key_ring import KeyRing
+from app.openai_layer import Operation
+from app.responses import error_answer
+from app.routes import PATHS, build_http_app
+from app.tenant_metrics import TenantMetrics
+from storage.store import StoreConfig
+
+logger = logging.getLogger(__name__)
+
+
+class GuardedGateway:
+    """Plain class; ``ingress`` is what Serve deploys. One event loop."""
+
+    def __init__(  # noqa: PLR0913, PLR0917 - what a gateway is made of
+        self,
+        config: AppConfig,
+        catalogue: Any,
+        pools: Mapping[str, Any],
+        nodes: Any,
+        storage: StoreConfig,
+        forecaster: Any = None,
+        keys_file: Path | None = None,
+    ) -> None:
+        """``catalogue``, ``pools`` (by name), ``nodes`` and ``forecaster`` (None without one) are Serve handles.
+
+        Without ``keys_file`` there is no need of keys.
+        """
+        ring = KeyRing(keys_file) if keys_file is not None else None
+        metrics = TenantMetrics() if ring is not None else None
+        self._door = Door(ring, gateways=config.gateway.replicas, metrics=metrics)
+        self._gateway = Gateway(config, catalogue, pools, nodes, storage, self._door, forecaster)
+        self._allow_anonymous = config.security.allow_anonymous
+        self._max_body_bytes = config.gateway.max_body_bytes
+        self._door.run()
+        if ring is None and self._allow_anonymous:
+            logger.warning("there are no API keys: anybody who reaches this service may use and administer it")
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        """Serve's hook: the HTTP application of this replica."""
+        app = build_http_app(self._gateway, self._max_body_bytes)
+        return Guard(app, self._door, PATHS.values(), allow_anonymous=self._allow_anonymous)
+
+    async def call(self, operation: Operation, body: dict[str, Any], api_key: str | None = None) -> dict[str, Any]:
+        """Answer a request given as OpenAI's JSON body: builtin types in and out, an error as OpenAI's error object."""
+        try:
+            caller = await self._door.identify(api_key)
+            with self._door.visit(caller):
+                return await self._gateway.call(operation, body, caller)
+        except Exception as error:  # noqa: BLE001 - every error becomes an answer, as over HTTP
+            return error_answer(error)
+
+    async def stream(
+        self, operation: Operation, body: dict[str, Any], api_key: str | None = None
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """Yield the chunks of a streamed answer as builtin types; an error is one chunk with OpenAI's error object."""
+        try:
+            caller = await self._door.identify(api_key)
+            with self._door.visit(caller):
+                async with aclosing(self._gateway.stream(operation, body, caller)) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
+        except Exception as error:  # noqa: BLE001 - as in ``call``
+            yield error_answer(error)
+
+    async def models(self, api_key: str | None = None) -> list[dict[str, Any]] | dict[str, Any]:
+        """Return a card for every model and adapter that the key reaches; an error as OpenAI's error object."""
+        try:
+            return await self._gateway.models(await self._door.identify(api_key))
+        except Exception as error:  # noqa: BLE001 - as in ``call``
+            return error_answer(error)
+
+    async def check_health(self) -> None:
+        """Serve's health check: raises when nothing could be answered."""
+        self._door.check()
+        await self._gateway.check_health()
+
+    async def close(self) -> None:
+        """End what the gateway does by itself, and what replicas generate for it."""
+        self._door.close()
+        await self._gateway.close()
+
+    def __repr__(self) -> str:
+        return f"<GuardedGateway {self._door!r} {self._gateway!r}>"
+
+
+class ServedGateway(GuardedGateway):
+    """Serve calls ``__del__`` by hand when it shuts a replica down, and awaits it."""
+
+    async def __del__(self) -> None:
+        await self.close()
+
+
+def ingress() -> type:
+    """Return the gateway as a class that Serve can deploy as an ingress."""
+    return serve.ingress()(ServedGateway)

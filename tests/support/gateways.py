@@ -1,0 +1,129 @@
+"""A whole gateway in this process, over real sockets: vLLM's own OpenAI classes, and engines that need no model.
+
+Serve's part is played by tasks; what crosses processes there is given over as it is.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+
+from app.catalogue import Catalogue, Entry
+from app.config import parse_config
+from app.served_gateway import GuardedGateway
+from deployments.fake_engine import FakeEngine
+from deployments.replica import EngineReplica
+from deployments.residency import Limits
+from deployments.types import AdapterSpec, ModelSpec
+from storage.store import StoreConfig
+from tests.support.handles import LocalHandle
+from tests.support.service import ADAPTERS, CHAT_MODEL, EMBEDDING_MODEL, MODELS
+
+
+class _Method:
+    def __init__(self, call: Any) -> None:
+        self._call = call
+
+    def remote(self, *arguments: Any) -> "asyncio.Task[Any]":
+        return asyncio.get_running_loop().create_task(self._call(*arguments))
+
+
+class TaskHandle:
+    """Stands for a Serve handle whose calls can be cancelled; remembers what was asked.
+
+    As Serve's it has one line for all who ask for sequences, when the replica has as many as it takes.
+    """
+
+    deployment_id = "in this process"
+
+    def __init__(self, target: Any, takes: int) -> None:
+        self.target = target
+        self.asked: list[Any] = []
+        self._places = asyncio.Semaphore(takes)
+
+    def __getattr__(self, name: str) -> _Method:
+        async def call(*arguments: Any) -> Any:
+            self.asked += arguments
+            async with self._places if name == "generate" else contextlib.nullcontext():
+                return await getattr(self.target, name)(*arguments)
+
+        return _Method(call)
+
+
+class PacedEngine(FakeEngine):
+    """Takes its time for each token, and waits until it may go on."""
+
+    may_go_on = asyncio.Event()
+    pause_s = 0.0
+
+    async def generate(self, request: Any) -> Any:
+        """See ``Engine.generate``."""
+        async for delta in super().generate(request):
+            await asyncio.sleep(self.pause_s)
+            await self.may_go_on.wait()
+            yield delta
+
+
+class InProcess:
+    """The gateway, its replica, and a client for it."""
+
+    def __init__(self, gateway: GuardedGateway, pool: TaskHandle, port: int, client: httpx.AsyncClient) -> None:
+        self.gateway = gateway
+        self.pool = pool
+        self.port = port
+        self.client = client
+
+    def asked(self, model: str) -> list[dict[str, Any]]:
+        """What was asked of the replica about a model."""
+        return [ask for ask in self.pool.asked if isinstance(ask, dict) and ask.get("model_id") == model]
+
+
+def embedding_model(model_id: str) -> ModelSpec:
+    return ModelSpec(model_id, str(MODELS / EMBEDDING_MODEL), {"runner": "pooling", "dtype": "float32"})
+
+
+def model(model_id: str, *adapters: str) -> ModelSpec:
+    return ModelSpec(
+        model_id,
+        str(MODELS / CHAT_MODEL),
+        {"dtype": "float32", "max_model_len": 1024},
+        lora_enabled=bool(adapters),
+        adapters=tuple(AdapterSpec(adapter, str(ADAPTERS / adapter), adapter) for adapter in adapters),
+    )
+
+
+@asynccontextmanager
+async def gateway_of(
+    directory: Path, *specs: ModelSpec, keys_file: Path, takes: int = 256, token_time_s: float = 0.0
+) -> AsyncIterator[InProcess]:
+    """``takes`` is how many sequences its replica takes at once."""
+    PacedEngine.pause_s = token_time_s
+    models = [{"id": spec.id, "source": spec.path} for spec in specs]
+    config = parse_config({"models": models, "pools": [{"max_ongoing_requests": takes}]})
+    catalogue = LocalHandle(Catalogue([Entry(spec, {}, "default", {}) for spec in specs], directory))
+    PacedEngine.may_go_on = asyncio.Event()
+    PacedEngine.may_go_on.set()
+    replica = EngineReplica(catalogue, "default", PacedEngine, Limits(10_000, 0.05, 1.0), 10)
+    pool = TaskHandle(replica, takes)
+    storage = StoreConfig(directory / "dram", 0, directory / "disk", 0, None)
+    gateway = GuardedGateway(config, catalogue, {"default": pool}, None, storage, keys_file)
+    app = gateway.__serve_build_asgi_app__()
+    server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="off", log_config=None))
+    serving = asyncio.ensure_future(server.serve())
+    try:
+        while not server.started:  # noqa: ASYNC110 - it announces nothing
+            await asyncio.sleep(0.001)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            yield InProcess(gateway, pool, port, client)
+    finally:
+        server.should_exit = True
+        PacedEngine.may_go_on.set()
+        await serving
+        await gateway.close()
+        await replica.close()
