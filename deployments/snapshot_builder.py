@@ -94,7 +94,7 @@ class Building:
 
 
 def with_loader(spec: ModelSpec, **extra: Path) -> ModelSpec:
-    """Return ``spec`` with its weights taken from a snapshot (``snapshot=``), or put into one (``build=``)."""
+    """Return ``spec`` with its weights taken from a snapshot, or put into one; see ``snapshot_loader``."""
     loader = {"load_format": SNAPSHOT_FORMAT, "model_loader_extra_config": {k: str(v) for k, v in extra.items()}}
     return dataclasses.replace(spec, engine=spec.engine | loader)
 

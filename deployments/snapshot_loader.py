@@ -4,10 +4,12 @@ Covers: taking an engine's weights from a mapped snapshot, and making the snapsh
 first start. vLLM finds it through the entry point ``vllm.general_plugins``. Does not cover: the tensors themselves
 (``snapshot_weights``, on a device ``device_weights``), where snapshots come from (``storage``).
 
-``model_loader_extra_config`` says what to do: ``{"snapshot": directory}`` restores, ``{"build": directory}`` loads the
-checkpoint and writes each rank's file into an existing directory, which the caller then describes and commits.
+``model_loader_extra_config`` says what to do: ``{"snapshot": directory}`` restores, ``{"snapshot_in": file}`` restores
+from the directory that the file names once it is there, ``{"build": directory}`` loads the checkpoint and writes each
+rank's file into an existing directory, which the caller then describes and commits.
 """
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from deployments.engine_args import SNAPSHOT_FORMAT
 from deployments.snapshot_weights import restore, weights_of
 from storage.weights import rank_file, write_tensors
 
+_LOOK_AGAIN_S = 0.002
+
 
 def register() -> None:
     """Entry point: make vLLM know the load format, in whichever of its processes this is."""
@@ -36,13 +40,15 @@ class SnapshotLoader(BaseModelLoader):
     def __init__(self, load_config: LoadConfig) -> None:
         super().__init__(load_config)
         extra: dict[str, Any] = dict(load_config.model_loader_extra_config or {})
-        self._snapshot: str | None = extra.pop("snapshot", None)
-        self._build: str | None = extra.pop("build", None)
-        if extra or (self._snapshot is None) == (self._build is None):
+        given = {name: extra.pop(name, None) for name in ("snapshot", "snapshot_in", "build")}
+        if extra or sum(value is not None for value in given.values()) != 1:
             message = (
-                f"load format '{SNAPSHOT_FORMAT}' takes either 'snapshot' or 'build', not {sorted(extra) or 'both'}"
+                f"load format '{SNAPSHOT_FORMAT}' takes one of {', '.join(given)}, not {sorted(extra) or 'several'}"
             )
             raise ValueError(message)
+        self._build: str | None = given["build"]
+        self._snapshot = Path(given["snapshot"]) if given["snapshot"] else None
+        self._snapshot_in = Path(given["snapshot_in"]) if given["snapshot_in"] else None
         self._stock = DefaultModelLoader(LoadConfig(load_format="safetensors"))
 
     def download_model(self, model_config: ModelConfig) -> None:
@@ -52,7 +58,7 @@ class SnapshotLoader(BaseModelLoader):
         """See ``BaseModelLoader``. On a device the snapshot is being locked while the model is made."""
         device = torch.device(self.load_config.device or vllm_config.device_config.device)
         if self._snapshot is not None and device.type != "cpu":
-            source_for(Path(self._snapshot), rank_file(get_tensor_model_parallel_rank()), device)
+            source_for(self._snapshot, rank_file(get_tensor_model_parallel_rank()), device)
         return super().load_model(vllm_config, model_config, prefix)
 
     def load_weights(self, model: nn.Module, model_config: ModelConfig) -> None:
@@ -62,8 +68,8 @@ class SnapshotLoader(BaseModelLoader):
             CorruptSnapshotError: the snapshot is not this model's.
         """
         file = rank_file(get_tensor_model_parallel_rank())
-        if self._snapshot is not None:
-            directory = Path(self._snapshot)
+        if self._build is None:
+            directory = self._snapshot or self._once_it_is_there()
             device = next(model.parameters()).device
             if device.type == "cpu":
                 restore(model, directory, file)
@@ -71,4 +77,11 @@ class SnapshotLoader(BaseModelLoader):
                 fill(weights_of(model), source_for(directory, file, device))
             return
         self._stock.load_weights(model, model_config)
-        write_tensors(Path(self._build or "", file), weights_of(model))
+        write_tensors(Path(self._build) / file, weights_of(model))
+
+    def _once_it_is_there(self) -> Path:
+        """Wait for the file that names the snapshot's directory: as long as it takes, since who writes it ends us."""
+        assert self._snapshot_in is not None  # noqa: S101 - of three, the others are None
+        while not self._snapshot_in.exists():
+            time.sleep(_LOOK_AGAIN_S)
+        return Path(self._snapshot_in.read_text())

@@ -7,12 +7,14 @@ not cover: the engine itself (``vllm_engine``), tiers and budgets (``storage``).
 import asyncio
 import logging
 import os
+import secrets
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from deployments.engine import Engine
 from deployments.errors import (
@@ -39,6 +41,9 @@ from storage.tier import LocalTier, Place
 logger = logging.getLogger(__name__)
 
 _BUILDERS_NAME = ".builders"
+_PLACES_NAME = ".places"
+# vLLM's front end waits for its engine for ten minutes.
+_BESIDE_S = 300.0
 _LOOK_AGAIN_S = 0.5
 # A snapshot has the size of its checkpoint; the small files and the manifest come on top.
 _ROOM_BESIDES_BYTES = 64 * 1024 * 1024
@@ -98,16 +103,46 @@ class StagedEngine:
 
     async def _restore(self, source: LocalSource, origin: Origin) -> bool:
         """Start from the snapshot; false when there is none."""
+        spec = replace(self._spec, path=str(source.directory), cache_dir=self._cache_dir(origin))
+        found_in = self._node.tier_of(origin.snapshot_id)
+        holding = asyncio.ensure_future(self._staged(origin.snapshot_id))
         try:
-            with self._timed("stage"):
-                place = await self._hold(origin.snapshot_id)
+            if found_in == "disk" or (found_in == "remote" and self._published is not None):
+                await self._run_beside(holding, spec)
+            if self._engine is None:
+                await self._run(with_loader(spec, snapshot=Path((await holding).path)))
         except SnapshotMissingError:
             if self._published is not None:
                 raise
             return False
-        spec = replace(self._spec, path=str(source.directory), cache_dir=self._cache_dir(origin))
-        await self._run(with_loader(spec, snapshot=Path(place.path)))
+        finally:
+            await _ended(holding)
         return True
+
+    async def _run_beside(self, holding: "asyncio.Future[Place]", spec: ModelSpec) -> None:
+        """Start the engine while its snapshot is staged; without an engine if that takes longer than vLLM waits."""
+        directory = self._node.config.disk_dir / _PLACES_NAME
+        directory.mkdir(exist_ok=True)
+        place_file = directory / secrets.token_hex(8)
+        starting = asyncio.ensure_future(self._run(with_loader(spec, snapshot_in=place_file)))
+        try:
+            await asyncio.wait([holding, starting], timeout=_BESIDE_S, return_when=asyncio.FIRST_COMPLETED)
+            if holding.done() and not starting.done():
+                # Appears whole: the engine may look at any time.
+                part = place_file.with_suffix(".part")
+                part.write_text((await holding).path)
+                part.rename(place_file)
+            if holding.done() or starting.done():
+                await starting
+        finally:
+            await _ended(starting)
+            place_file.unlink(missing_ok=True)
+            if starting.cancelled() or starting.exception() is not None:
+                await self._end_engine()
+
+    async def _staged(self, snapshot_id: str) -> Place:
+        with self._timed("stage"):
+            return await self._hold(snapshot_id)
 
     async def _first_start(self, source: LocalSource, origin: Origin) -> None:
         config = self._node.config
@@ -264,9 +299,13 @@ class StagedEngine:
         if self._finishing is not None:
             self._finishing.cancel()
             await asyncio.gather(self._finishing, return_exceptions=True)
-        if self._engine is not None:
-            await self._engine.stop()
+        await self._end_engine()
         self._release()
+
+    async def _end_engine(self) -> None:
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            await engine.stop()
 
     def _release(self) -> None:
         if self._lease is not None:
@@ -280,6 +319,12 @@ class StagedEngine:
 
     def __repr__(self) -> str:
         return f"<StagedEngine {self._spec.id} from {self._weights_from or 'nothing yet'}, {self._engine!r}>"
+
+
+async def _ended(task: "asyncio.Future[Any]") -> None:
+    """Cancel what hasn't ended, and wait until it has; what it raised is its owner's business."""
+    task.cancel()
+    await asyncio.wait([task])
 
 
 def _weights_bytes(directory: Path) -> int:

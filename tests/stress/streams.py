@@ -1,4 +1,4 @@
-"""Streams under random kills of engine cores, workers, replicas and gateways, and under migrations.
+"""Streams under random kills of engine cores, workers, replicas and gateways, under migrations and scale-downs.
 
 Every outcome is compared, piece for piece, with that of the same request undisturbed, in float32. It prints what it
 counted and fails unless nothing was lost, doubled, changed, hung or left behind. Streams of a gateway that is killed
@@ -7,10 +7,12 @@ last one hit has gone on: a request under which two engines end without a token 
 engines, which is promised too.
 
 Usage: python tests/stress/streams.py [--streams 500] [--kills 100] [--migrations 100] [--gateway-kills 5]
+       [--scale-downs 4]
 """
 
 import argparse
 import asyncio
+import contextlib
 import json
 import random
 import sys
@@ -32,8 +34,14 @@ from tests.support.service import CHAT_MODEL, Service, demo_args, deployed
 
 VICTIMS = ("engine core", "worker", "replica")
 STREAM_TIMEOUT_S = 240.0
-MIGRATION_TRIES = 5
+# Streams that are to move may end or be hit before.
+MIGRATION_TRIES = 10
 SETTLE_S = 60.0
+SCALE_S = 120.0
+SCALE_DOWN = "scale down"
+COUNT_PERIOD_S = 2.0
+# About as long as an engine takes to start.
+AWAKE_AFTER_S = 4.0
 # Ray collects metrics this often.
 METRICS_LAG_S = 12.0
 SEEDS = 3
@@ -54,6 +62,7 @@ class Counts:
     equal: int = 0
     broken_with_their_gateway: int = 0
     kills: Counter[str] = field(default_factory=Counter)
+    scale_downs: int = 0
     moves_asked_for: int = 0
     moves_done: int = 0
     seconds: float = 0.0
@@ -86,6 +95,7 @@ class Plan:
     kills: int
     migrations: int
     gateway_kills: int = 0
+    scale_downs: int = 0
     at_once: int = 10
     max_tokens: int = 80
     seed: int = 0
@@ -114,6 +124,7 @@ class Stress:
         self._gateway_kills = 0
         self._is_gateway_down = False
         self._under_way: list[Asked] = []
+        self._engines = len(service.processes("VLLM::Worker"))
         self._began = asyncio.Event()
 
     async def run(self) -> Counts:
@@ -124,6 +135,7 @@ class Stress:
             outcomes = await asyncio.gather(*(self._ask(http, *request) for request in requests))
             self._expected = dict(zip(requests, outcomes, strict=True))
             assert all(outcome.error is None for outcome in outcomes), outcomes
+            counting = asyncio.ensure_future(self._count_moves(http))
             disturbing = [asyncio.ensure_future(self._kill_all(http)), asyncio.ensure_future(self._migrate_all(http))]
             places = asyncio.Semaphore(self._plan.at_once)
             await asyncio.gather(
@@ -136,6 +148,7 @@ class Stress:
                 extra += 1
             await asyncio.gather(*disturbing)
             await self._look_for_leftovers(http)
+            counting.cancel()
         self._counts.seconds = time.monotonic() - begin_s
         return self._counts
 
@@ -175,11 +188,14 @@ class Stress:
 
     async def _kill_all(self, http: httpx.AsyncClient) -> None:
         victims = [self._victims[i % len(self._victims)] for i in range(self._plan.kills)]
-        victims += ["gateway"] * self._plan.gateway_kills
+        victims += ["gateway"] * self._plan.gateway_kills + [SCALE_DOWN] * self._plan.scale_downs
         self._random.shuffle(victims)
         for victim in victims:
             await asyncio.sleep(self._random.uniform(0.0, 1.0))
             await self._busy()
+            if victim == SCALE_DOWN:
+                await self._scale_down(http)
+                continue
             process = self._choose(victim)
             if process is None:
                 continue
@@ -193,6 +209,19 @@ class Stress:
             await self._settled(http)
             self._is_gateway_down = False
 
+    async def _scale_down(self, http: httpx.AsyncClient) -> None:
+        """Deploy with one replica less, and with as many as before: the gateway is replaced, too."""
+        for replicas in (self._engines - 1, self._engines):
+            await asyncio.to_thread(self._service.deploy, stress_args(replicas))
+            deadline_s = time.monotonic() + SCALE_S
+            while len(self._workers(AWAKE_AFTER_S)) != replicas:
+                if time.monotonic() > deadline_s:
+                    self._counts.faults.append(f"there were no {replicas} engines within {SCALE_S:.0f} s")
+                    return
+                await asyncio.sleep(0.5)
+            await self._settled(http)
+        self._counts.scale_downs += 1
+
     async def _busy(self) -> None:
         while not self._under_way:
             self._began.clear()
@@ -204,19 +233,19 @@ class Stress:
         elif victim == "replica":
             found = self._service.processes("Engines-default")
         else:
-            workers = self._old_workers()
+            workers = self._workers(self._plan.rest_s)
             found = workers if victim == "worker" else [worker.parent() for worker in workers]
         return self._random.choice(found) if found else None
 
-    def _old_workers(self) -> list[psutil.Process]:
+    def _workers(self, least_age_s: float) -> list[psutil.Process]:
         workers, now_s = self._service.processes("VLLM::Worker"), time.time()
-        return [worker for worker in workers if _age_s(worker, now_s) > self._plan.rest_s]
+        return [worker for worker in workers if _age_s(worker, now_s) > least_age_s]
 
     async def _settled(self, http: httpx.AsyncClient) -> None:
         """Wait until every stream has gone on, and there is an engine that is old enough to be killed."""
         deadline_s = time.monotonic() + SETTLE_S
         while time.monotonic() < deadline_s:
-            if self._old_workers() and not any(asked.waiting for asked in self._under_way):
+            if self._workers(self._plan.rest_s) and not any(asked.waiting for asked in self._under_way):
                 try:
                     if (await http.get("/health", timeout=10)).is_success:
                         return
@@ -225,11 +254,14 @@ class Stress:
             await asyncio.sleep(0.1)
 
     async def _migrate_all(self, http: httpx.AsyncClient) -> None:
-        for _ in range(MIGRATION_TRIES * self._plan.migrations):
-            if self._counts.moves_asked_for >= self._plan.migrations:
+        while self._counts.moves_done < self._plan.migrations:
+            if self._counts.moves_asked_for >= self._plan.migrations * MIGRATION_TRIES:
                 break
             await asyncio.sleep(self._random.uniform(0.5, 2.0))
             await self._busy()
+            if len(self._workers(AWAKE_AFTER_S)) < self._engines:
+                # There is nowhere to move to for now.
+                continue
             try:
                 answer = (await http.post("/admin/migrate", json={"model": CHAT_MODEL}, timeout=30)).json()
             except (httpx.HTTPError, json.JSONDecodeError):
@@ -245,18 +277,29 @@ class Stress:
             await asyncio.sleep(0.5)
         self._counts.left_behind = left
         await asyncio.sleep(METRICS_LAG_S)
-        for name in ("ray_vllm_num_requests_running{", "ray_vllm_num_requests_waiting{"):
-            self._counts.left_in_metrics += int(sum(await self._metric(http, name)))
-        self._counts.moves_done = int(sum(await self._metric(http, "ray_flashserve_stream_moves_total{")))
+        for name in ("ray_vllm_num_requests_running", "ray_vllm_num_requests_waiting"):
+            self._counts.left_in_metrics += int(sum((await self._metric(http, name)).values()))
+
+    async def _count_moves(self, http: httpx.AsyncClient) -> None:
+        """Add up the gateways' counters: one that is killed takes along what it had counted since the last look."""
+        seen: dict[str, float] = {}
+        while True:
+            with contextlib.suppress(httpx.HTTPError):
+                for labels, value in (await self._metric(http, "ray_flashserve_stream_moves_total")).items():
+                    before = seen.get(labels, 0.0)
+                    self._counts.moves_done += int(value - before if value >= before else value)
+                    seen[labels] = value
+            await asyncio.sleep(COUNT_PERIOD_S)
 
     async def _in_hand(self, http: httpx.AsyncClient) -> int:
         """Sequences that any replica still has, in its engine or waiting for it."""
         models = (await http.get("/admin/models")).json()["models"]
         return sum(engine["requests"] + engine["waiting"] for engine in models.values())
 
-    async def _metric(self, http: httpx.AsyncClient, name: str) -> list[float]:
-        lines = (await http.get("/metrics")).text.splitlines()
-        return [float(line.rpartition(" ")[2]) for line in lines if line.startswith(name)]
+    async def _metric(self, http: httpx.AsyncClient, name: str) -> dict[str, float]:
+        """A metric's values by their labels."""
+        lines = [line.rpartition(" ") for line in (await http.get("/metrics")).text.splitlines()]
+        return {labels: float(value) for labels, _, value in lines if labels.startswith(f"{name}{{")}
 
 
 def _age_s(process: psutil.Process, now_s: float) -> float:
@@ -283,8 +326,10 @@ def print_counts(counts: Counts, console: Console) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("streams", 500), ("kills", 100), ("migrations", 100), ("gateway-kills", 5), ("at-once", 10),
-                          ("max-tokens", 80), ("seed", 0), ("replicas", 2)):  # fmt: skip
+    for name, default in (
+        ("streams", 500), ("kills", 100), ("migrations", 100), ("gateway-kills", 5), ("scale-downs", 4),
+        ("at-once", 10), ("max-tokens", 80), ("seed", 0), ("replicas", 2),
+    ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)
     arguments = vars(parser.parse_args())
     replicas = arguments.pop("replicas")

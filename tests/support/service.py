@@ -64,13 +64,28 @@ def serve_config(port: int, args: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Service:
-    """A running service; ``ray_address`` is for Ray jobs, ``dashboard`` for ``serve status``, in ``environment``."""
+    """A running service; ``ray_address`` is for Ray jobs, ``dashboard`` for ``serve status``, in ``environment``.
+
+    ``directory`` is the one it was deployed from.
+    """
 
     url: str
     ray_address: str
     dashboard: str
     ray_process: psutil.Process
     environment: dict[str, str]
+    directory: Path
+
+    def deploy(self, args: dict[str, Any]) -> None:
+        """``serve deploy`` from a directory without code; what is deployed already changes to ``args``."""
+        tiers = {"disk_dir": f"{self.directory}/disk", "dram_dir": f"{self.directory}/dram"}
+        args = args | {"storage": tiers | args.get("storage", {})}
+        config = self.directory / "config.yaml"
+        config.write_text(yaml.safe_dump(serve_config(int(self.url.rpartition(":")[2]), args)))
+        subprocess.run(
+            [command("serve"), "deploy", str(config), "--address", self.dashboard],
+            cwd=self.directory, env=self.environment, check=True,
+        )  # fmt: skip
 
     def processes(self, name: str) -> list[psutil.Process]:
         """The service's processes whose title holds ``name``."""
@@ -141,16 +156,12 @@ def deployed(args: dict[str, Any], **environment: str) -> Iterator[Service]:
     with tempfile.TemporaryDirectory() as empty, ray_head(surroundings) as (process, ray_address, dashboard):
         # Any answer will do: without a token it is a refusal.
         _wait(lambda: httpx.get(dashboard).status_code > 0, process, "the Ray dashboard")
-        tiers = {"disk_dir": f"{empty}/disk", "dram_dir": f"{empty}/dram"}
-        args = args | {"storage": tiers | args.get("storage", {})}
-        config = Path(empty, "config.yaml")
-        config.write_text(yaml.safe_dump(serve_config(port, args)))
-        subprocess.run(
-            [command("serve"), "deploy", str(config), "--address", dashboard], cwd=empty, env=surroundings, check=True
-        )
+        ray_process = psutil.Process(process.pid)
         url = f"http://127.0.0.1:{port}"
+        service = Service(url, ray_address, dashboard, ray_process, surroundings, Path(empty))
+        service.deploy(args)
         _wait(lambda: httpx.get(f"{url}/health", timeout=30).is_success, process, "the service")
-        yield Service(url, ray_address, dashboard, psutil.Process(process.pid), surroundings)
+        yield service
 
 
 def _wait(is_there: Any, process: subprocess.Popen[bytes], what: str) -> None:
