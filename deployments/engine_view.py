@@ -68,6 +68,11 @@ class EngineView:
         return self.asleep_bytes if self.state in ("asleep", "stopping") else 0
 
     @property
+    def resting_bytes(self) -> int:
+        """What it holds once it sleeps, if it is to stay at all."""
+        return 0 if self.state in ("cold", "failed", "stopping") else self.asleep_bytes
+
+    @property
     def freed_bytes(self) -> int:
         """What one step down frees: sleep, or stop if it sleeps already."""
         return self.asleep_bytes if self.state in ("asleep", "stopping") else self.awake_bytes - self.asleep_bytes

@@ -179,6 +179,13 @@ def test_asleep_engines_stop_only_when_sleep_is_not_enough() -> None:
     assert steps(decided(rare, often, waits("a", awake_bytes=75))) == ["stop 0.1"]
 
 
+def test_no_asleep_engine_stops_for_one_whose_turn_will_come() -> None:
+    sizes = {"awake_bytes": 60, "asleep_bytes": 10}
+    idle, resting = engine("idle", "awake", **sizes), [engine(name, **sizes) for name in "uvwxyz"]
+    first, second = waits("first", waited_s=30, **sizes), waits("second", waited_s=20, **sizes)
+    assert steps(decided(idle, first, second, *resting, limits=replace(LIMITS, budget_bytes=140))) == ["sleep idle"]
+
+
 def test_what_falls_asleep_is_stopped_too_if_all_must_go() -> None:
     views = [engine("idle", "awake", awake_bytes=60, asleep_bytes=10), waits("a", awake_bytes=100)]
     for expected in ("sleep idle", "stop idle", "wake a"):
