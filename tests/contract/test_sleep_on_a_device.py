@@ -31,6 +31,9 @@ class Node:
         path.mkdir(parents=True, exist_ok=True)
         return Lease(self.config.disk_dir, snapshot_id, owner), Place("dram", str(path))
 
+    def tier_of(self, _snapshot_id: str) -> str:
+        return "dram"
+
 
 class PreparedEngine(FakeEngine):
     """Remembers what it prepared for; ``broken`` can't."""

@@ -111,7 +111,7 @@ async def gateway_of(
     replica = EngineReplica(catalogue, "default", PacedEngine, Limits(10_000, 0.05, 1.0), 10)
     pool = TaskHandle(replica, takes)
     storage = StoreConfig(directory / "dram", 0, directory / "disk", 0, None)
-    gateway = GuardedGateway(config, catalogue, {"default": pool}, None, storage, keys_file)
+    gateway = GuardedGateway(config, catalogue, {"default": pool}, None, storage, keys_file=keys_file)
     app = gateway.__serve_build_asgi_app__()
     server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="off", log_config=None))
     serving = asyncio.ensure_future(server.serve())
