@@ -146,7 +146,7 @@ def _with_errors(counts: Floats, points: Floats, quantiles: Sequence[float], err
         return values
     for step in range(steps):
         distance = step + 1
-        before = points[:, : buckets - distance, step]
+        before = points[:, : max(0, buckets - distance), step]
         missed = (counts[:, distance:] - before)[:, -errors:]
         enough = np.isfinite(missed).sum(axis=1) >= MIN_ERRORS
         with warnings.catch_warnings():

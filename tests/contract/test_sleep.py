@@ -139,7 +139,8 @@ async def sleeper(
 
 async def test_weights_and_kv_cache_leave_memory(sleeper: Sleeper) -> None:
     weights_bytes = (sleeper.snapshot / rank_file(0)).stat().st_size
-    assert sleeper.awake_bytes - sleeper.asleep_bytes >= weights_bytes + sleeper.case.kv_cache_bytes
+    # Give or take what the processes allocate meanwhile.
+    assert sleeper.awake_bytes - sleeper.asleep_bytes + (1 << 20) >= weights_bytes + sleeper.case.kv_cache_bytes
 
 
 async def test_it_answers_as_before_without_its_prefix_cache(sleeper: Sleeper) -> None:

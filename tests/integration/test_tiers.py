@@ -76,6 +76,8 @@ def test_a_model_from_s3(s3: S3Server, launched: tuple[Launched, str, Path], cli
     running, url, directory = launched
     assert httpx.get(f"{url}/health").is_success
     assert "Traceback" not in running.output.read_text()
+    started = running.everything()
+    assert any("VLLM::EngineCore" in " ".join(process.cmdline()) for process in started)
     expected = np.array([item.embedding for item in client.embeddings.create(model=EMBEDDING_MODEL, input=TEXTS).data])
     assert np.allclose(embeddings(url), expected, atol=1e-5)
 
@@ -110,8 +112,7 @@ def test_a_model_from_s3(s3: S3Server, launched: tuple[Launched, str, Path], cli
     assert "awake" in shown
     assert "dram" in shown
 
-    started = running.everything()
-    assert any("VLLM::EngineCore" in " ".join(process.cmdline()) for process in started)
+    started += running.everything()
     os.kill(running.process.pid, signal.SIGINT)
     assert running.process.wait(60) == 0, running.output.read_text()
     assert [process for process in started if process.is_running() and process.status() != psutil.STATUS_ZOMBIE] == []
