@@ -20,6 +20,10 @@ class Expectation:
     until_s: float
     reason: str
 
+    def is_due(self, now_s: float) -> bool:
+        """Tell whether it should be awake now."""
+        return self.from_s <= now_s < self.until_s
+
 
 @dataclass(frozen=True)
 class EngineView:

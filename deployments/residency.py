@@ -153,7 +153,7 @@ class _Plan:
     def make_room(self, needed_bytes: int, due_s: float, reason: str) -> None:
         """Free what is missing and set it aside, once all of it can be freed: half a room helps nobody."""
         missing_bytes = needed_bytes - self.free_bytes - self.coming_bytes
-        chosen = self._choose(missing_bytes, self._never_there_bytes(needed_bytes), due_s)
+        chosen = self._choose(missing_bytes, self._beyond_sleep_bytes(needed_bytes), due_s)
         movable_s = max((self._movable_s(engine, due_s) for engine in chosen), default=-math.inf)
         # What falls asleep can still be stopped afterwards.
         chosen_ids = {engine.model_id for engine in chosen if engine.state == "awake"}
@@ -178,12 +178,12 @@ class _Plan:
         wait_until_s = min((look_s for look_s in self.looks_s if self.now_s < look_s < math.inf), default=None)
         return Decision(tuple(self.actions), self.drain, self.refused, wait_until_s)
 
-    def _never_there_bytes(self, needed_bytes: int) -> int:
+    def _beyond_sleep_bytes(self, needed_bytes: int) -> int:
         """Return what would be missing if every engine slept that isn't pinned: what waiting for a turn can't give."""
         resting = (engine.held_bytes if engine.pinned else engine.resting_bytes for engine in self.engines)
         return needed_bytes + sum(resting) - self.limits.budget_bytes
 
-    def _choose(self, missing_bytes: int, never_there_bytes: int, due_s: float) -> list[EngineView]:
+    def _choose(self, missing_bytes: int, beyond_sleep_bytes: int, due_s: float) -> list[EngineView]:
         """Return who makes room; from engines that sleep already, only what sleep can't give.
 
         However many wait: to stop sleeping engines for one more at a time makes cold starts of many wakes.
@@ -193,7 +193,7 @@ class _Plan:
         in_turn.sort(key=lambda engine: self._harm(engine, due_s))
         asleep = [engine for engine in left if engine.state == "asleep"]
         asleep.sort(key=lambda engine: (engine.wanted(self.now_s), *self._loss(engine)))
-        stopped = _fewest(asleep, min(missing_bytes - _freed_bytes(in_turn), never_there_bytes))
+        stopped = _fewest(asleep, min(missing_bytes - _freed_bytes(in_turn), beyond_sleep_bytes))
         return stopped + _fewest(in_turn, missing_bytes - _freed_bytes(stopped))
 
     def _harm(self, engine: EngineView, due_s: float) -> tuple[object, ...]:

@@ -1,8 +1,8 @@
 """The engines of a replica and the requests for them: who is served, who waits, who sleeps.
 
 Covers: holding requests until their model is awake, one wake however many wait, carrying out what ``residency``
-decides, looking for engines that died. Does not cover: the decision itself, an engine's changes of state
-(``lifecycle``), tokens (``replica``).
+decides, looking for engines that died. Does not cover: the decision itself, what is known of one model (``resident``),
+an engine's changes of state (``lifecycle``), tokens (``replica``).
 """
 
 import asyncio
@@ -12,15 +12,15 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 from deployments.engine import Engine
 from deployments.engine_view import EngineView, Expectation
-from deployments.errors import DeploymentError, EngineUnavailableError, ReplicaLeavingError, UnknownModelError
+from deployments.errors import EngineUnavailableError, ReplicaLeavingError, UnknownModelError
 from deployments.lifecycle import RETRY_FAILED_AFTER_S, EngineLifecycle
 from deployments.prewarms import Prewarms
 from deployments.residency import NO_LIMIT_BYTES, Action, Limits, decide
+from deployments.resident import Resident
 from deployments.types import EngineDescription, ModelSpec
 
 # How often engines are looked at when nothing happens: a death is noticed by then.
@@ -29,32 +29,6 @@ LOOK_PERIOD_S = 0.5
 DEFAULT_WAIT = -1.0
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class _Resident:
-    """A model's engine and what is asked of it."""
-
-    spec: ModelSpec
-    life: EngineLifecycle
-    added_s: float
-    waiting: dict[asyncio.Future[Engine], float] = field(default_factory=dict)
-    running: int = 0
-    last_used_s: float = 0.0
-    keep_awake_until_s: float | None = None
-    # As the last request wanted it; None for what its spec says.
-    keep_awake_s: float | None = None
-    # Somebody has asked for it to sleep, and nobody for anything else since.
-    is_dismissed: bool = False
-    # A model is started once without being asked for, so that what it can do is known, and again after a death.
-    is_wanted: bool = True
-    tasks: list[str] | None = None
-    # Requests that have ended since somebody asked, and how long they took together.
-    served: int = 0
-    served_s: float = 0.0
-    # It is no longer hosted, or (with a successor) not as it is: its engine ends after the requests in hand.
-    is_leaving: bool = False
-    successor: ModelSpec | None = None
 
 
 class Residents:
@@ -79,7 +53,7 @@ class Residents:
         self._tier_of = tier_of
         # Called when a model gets no more requests because others wait for its room.
         self.on_drain: Callable[[str], None] = lambda _: None
-        self._residents: dict[str, _Resident] = {}
+        self._residents: dict[str, Resident] = {}
         self.host(specs)
         self._draining: dict[str, str] = {}
         self._expected: Mapping[str, Expectation] = {}
@@ -98,7 +72,7 @@ class Residents:
             spec = hosted.pop(model_id, None)
             if spec is None:
                 resident.is_leaving, resident.successor = True, None
-                self._turn_away(resident, UnknownModelError(model_id))
+                resident.turn_away(UnknownModelError(model_id))
             elif resident.is_leaving:
                 resident.successor = spec
             elif spec.revision == resident.spec.revision:
@@ -107,7 +81,7 @@ class Residents:
                 resident.is_leaving, resident.successor = True, spec
         for spec in hosted.values():
             now_s = time.monotonic()
-            self._residents[spec.id] = _Resident(spec, self._life(spec), now_s, last_used_s=now_s)
+            self._residents[spec.id] = Resident(spec, self._life(spec), now_s, last_used_s=now_s)
         self._kicked.set()
 
     def hosts(self, model_id: str, revision: str | None) -> bool:
@@ -172,14 +146,8 @@ class Residents:
         try:
             yield engine
         finally:
-            resident.running -= 1
+            resident.ended(keep_awake_s, time.monotonic())
             self.changed.set()
-            resident.last_used_s = time.monotonic()
-            resident.keep_awake_s = keep_awake_s
-            if keep_awake_s is not None:
-                resident.keep_awake_until_s = max(
-                    resident.keep_awake_until_s or 0.0, resident.last_used_s + keep_awake_s
-                )
             self._kicked.set()
 
     async def supported_tasks(self, model_id: str) -> list[str]:
@@ -217,7 +185,11 @@ class Residents:
 
     def views(self) -> list[EngineView]:
         """Return each model's engine as the residency decision sees it."""
-        return [self._view(resident) for resident in self._residents.values()]
+        now_s = time.monotonic()
+        return [
+            resident.view(self._expected.get(model_id), now_s, draining=model_id in self._draining)
+            for model_id, resident in self._residents.items()
+        ]
 
     def room_bytes(self) -> int:
         """Return what is free on the device, or held by engines that are awake and not used."""
@@ -237,7 +209,7 @@ class Residents:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         for resident in self._residents.values():
-            self._turn_away(resident, ReplicaLeavingError(resident.spec.id, "the replica is stopping"))
+            resident.turn_away(ReplicaLeavingError(resident.spec.id, "the replica is stopping"))
         await asyncio.gather(*(resident.life.close() for resident in self._residents.values()))
 
     async def stop(self, model_id: str) -> None:
@@ -263,12 +235,12 @@ class Residents:
             if not change.done():
                 change.set_result(None)
 
-    def _known(self, model_id: str) -> _Resident:
+    def _known(self, model_id: str) -> Resident:
         if not self.hosts(model_id, None):
             raise UnknownModelError(model_id)
         return self._residents[model_id]
 
-    async def _admitted(self, resident: _Resident, max_wait_s: float | None) -> Engine:
+    async def _admitted(self, resident: Resident, max_wait_s: float | None) -> Engine:
         if resident.life.state == "stopped":
             raise EngineUnavailableError(resident.spec.id, "the replica is stopping")
         self.prewarms.asked(resident.spec.id, awake=resident.life.engine is not None)
@@ -293,24 +265,12 @@ class Residents:
         finally:
             resident.waiting.pop(ticket, None)
 
-    def _admit(self, resident: _Resident) -> None:
+    def _admit(self, resident: Resident) -> None:
         """Let everybody in who waits for a model that is awake."""
         engine = resident.life.engine
         if engine is None or resident.is_leaving or resident.life.is_dead() or resident.spec.id in self._draining:
             return
-        for ticket in resident.waiting:
-            if not ticket.done():
-                # Counted here and not when the waiter runs: until then the engine must not seem idle.
-                resident.running += 1
-                ticket.set_result(engine)
-        resident.waiting.clear()
-
-    def _turn_away(self, resident: _Resident, why: str | DeploymentError) -> None:
-        error = EngineUnavailableError(resident.spec.id, why) if isinstance(why, str) else why
-        for ticket in resident.waiting:
-            if not ticket.done():
-                ticket.set_exception(error)
-        resident.waiting.clear()
+        resident.let_in(engine)
 
     async def _look_after(self) -> None:
         wait_s = LOOK_PERIOD_S
@@ -340,7 +300,7 @@ class Residents:
             self.on_drain(model_id)
         self._draining = decision.drain
         for model_id, reason in decision.refused.items():
-            self._turn_away(self._residents[model_id], reason)
+            self._residents[model_id].turn_away(reason)
             self._residents[model_id].is_wanted = False
             self._residents[model_id].life.reason = reason
         for action in decision.actions:
@@ -353,7 +313,7 @@ class Residents:
             looks_s.append(decision.wait_until_s)
         return min(LOOK_PERIOD_S, max(0.0, min(looks_s, default=math.inf) - now_s))
 
-    def _see_off(self, resident: _Resident) -> None:
+    def _see_off(self, resident: Resident) -> None:
         life = resident.life
         if life.state in {"awake", "asleep"} and resident.running == 0:
             self._operate(life.stop("it is no longer served" if resident.successor is None else "it was changed"))
@@ -366,7 +326,7 @@ class Residents:
             resident.life, resident.is_leaving = self._life(resident.spec), False
             resident.tasks, resident.is_wanted = None, True
 
-    def _look_at(self, resident: _Resident, now_s: float) -> None:
+    def _look_at(self, resident: Resident, now_s: float) -> None:
         life = resident.life
         if life.state not in {"starting", "waking", "awake"}:
             self.prewarms.put_down(resident.spec.id, now_s)
@@ -380,51 +340,17 @@ class Residents:
                 life.retry()
             else:
                 resident.is_wanted = False
-                self._turn_away(resident, life.reason or "its engine failed")
-
-    def _view(self, resident: _Resident) -> EngineView:
-        spec, life = resident.spec, resident.life
-        waiting_since_s = min(resident.waiting.values(), default=None)
-        if waiting_since_s is None and resident.is_wanted and life.state in {"cold", "asleep"}:
-            waiting_since_s = resident.added_s
-        if resident.is_leaving:
-            waiting_since_s = None
-        keep_awake_s = spec.keep_awake_s if resident.keep_awake_s is None else resident.keep_awake_s
-        if keep_awake_s is None or not life.can_sleep:
-            keep_awake_s = math.inf
-        expected = None if resident.keep_awake_s is not None else self._expected.get(spec.id)
-        kept_s = resident.keep_awake_until_s
-        if expected is not None and expected.from_s <= time.monotonic() < expected.until_s:
-            kept_s = max(kept_s or 0.0, expected.until_s)
-        return EngineView(
-            model_id=spec.id,
-            state="failed" if life.state == "stopped" else life.state,
-            awake_bytes=life.awake_bytes or spec.awake_bytes,
-            asleep_bytes=life.asleep_bytes,
-            wake_s=life.wake_s,
-            start_s=life.start_s,
-            ttft_slo_s=spec.ttft_slo_s,
-            keep_awake_s=0.0 if resident.is_dismissed else keep_awake_s,
-            last_used_s=resident.last_used_s,
-            running=resident.running,
-            oldest_waiting_since_s=waiting_since_s,
-            woken_at_s=life.woken_at_s,
-            draining=spec.id in self._draining,
-            rate_per_s=None if expected is None else expected.expected_per_s,
-            keep_awake_until_s=None if resident.is_dismissed or resident.is_leaving else kept_s,
-            pinned=spec.pin == "gpu",
-        )
+                resident.turn_away(life.reason or "its engine failed")
 
     def _carry_out(self, action: Action) -> None:
         resident = self._residents[action.model_id]
         life = resident.life
-        expected = self._expected.get(action.model_id)
         logger.info("%s %s: %s", action.kind, action.model_id, action.reason)
+        expected, now_s = self._expected.get(action.model_id), time.monotonic()
         unasked = not resident.waiting and not resident.is_wanted and resident.spec.pin != "gpu"
-        is_due = expected is not None and expected.from_s <= time.monotonic() < expected.until_s
-        if action.kind in {"start", "wake"} and unasked and expected is not None and is_due:
+        if action.kind in {"start", "wake"} and unasked and expected is not None and expected.is_due(now_s):
             logger.info("%s is made ready ahead of requests: %s", action.model_id, expected.reason)
-            self.prewarms.began(action.model_id, time.monotonic())
+            self.prewarms.began(action.model_id, now_s)
         match action.kind:
             case "start":
                 self._operate(life.start())

@@ -1,0 +1,111 @@
+"""One model of a replica: its engine and what is asked of it, and both as the residency decision sees them.
+
+Covers: who waits and who is served, how long it is to stay awake. Does not cover: what is done about it
+(``residents``).
+"""
+
+import asyncio
+import math
+from dataclasses import dataclass, field
+
+from deployments.engine import Engine
+from deployments.engine_view import EngineView, Expectation
+from deployments.errors import DeploymentError, EngineUnavailableError
+from deployments.lifecycle import EngineLifecycle
+from deployments.types import ModelSpec
+
+
+@dataclass
+class Resident:
+    """Times are the event loop's, in seconds."""
+
+    spec: ModelSpec
+    life: EngineLifecycle
+    added_s: float
+    waiting: dict[asyncio.Future[Engine], float] = field(default_factory=dict)
+    running: int = 0
+    last_used_s: float = 0.0
+    keep_awake_until_s: float | None = None
+    # As the last request wanted it; None for what its spec says.
+    keep_awake_s: float | None = None
+    # Somebody has asked for it to sleep, and nobody for anything else since.
+    is_dismissed: bool = False
+    # A model is started once without being asked for, so that what it can do is known, and again after a death.
+    is_wanted: bool = True
+    tasks: list[str] | None = None
+    # Requests that have ended since somebody asked, and how long they took together.
+    served: int = 0
+    served_s: float = 0.0
+    # It is no longer hosted, or (with a successor) not as it is: its engine ends after the requests in hand.
+    is_leaving: bool = False
+    successor: ModelSpec | None = None
+
+    def let_in(self, engine: Engine) -> None:
+        """Give the engine to everybody who waits for it."""
+        for ticket in self.waiting:
+            if not ticket.done():
+                # Counted here and not when the waiter runs: until then the engine must not seem idle.
+                self.running += 1
+                ticket.set_result(engine)
+        self.waiting.clear()
+
+    def turn_away(self, why: str | DeploymentError) -> None:
+        """Refuse everybody who waits."""
+        error = EngineUnavailableError(self.spec.id, why) if isinstance(why, str) else why
+        for ticket in self.waiting:
+            if not ticket.done():
+                ticket.set_exception(error)
+        self.waiting.clear()
+
+    def ended(self, keep_awake_s: float | None, now_s: float) -> None:
+        """Count a request's end; ``keep_awake_s`` is how long it wants its model kept awake, None for no wish."""
+        self.running -= 1
+        self.last_used_s = now_s
+        self.keep_awake_s = keep_awake_s
+        if keep_awake_s is not None:
+            self.keep_awake_until_s = max(self.keep_awake_until_s or 0.0, now_s + keep_awake_s)
+
+    def view(self, expected: Expectation | None, now_s: float, *, draining: bool) -> EngineView:
+        """Return it as the decision sees it; who asked for it goes before what is ``expected``."""
+        spec, life = self.spec, self.life
+        if self.keep_awake_s is not None:
+            expected = None
+        return EngineView(
+            model_id=spec.id,
+            state="failed" if life.state == "stopped" else life.state,
+            awake_bytes=life.awake_bytes or spec.awake_bytes,
+            asleep_bytes=life.asleep_bytes,
+            wake_s=life.wake_s,
+            start_s=life.start_s,
+            ttft_slo_s=spec.ttft_slo_s,
+            keep_awake_s=self._keep_awake_s(),
+            last_used_s=self.last_used_s,
+            running=self.running,
+            oldest_waiting_since_s=self._waiting_since_s(),
+            woken_at_s=life.woken_at_s,
+            draining=draining,
+            rate_per_s=None if expected is None else expected.expected_per_s,
+            keep_awake_until_s=self._keep_awake_until_s(expected, now_s),
+            pinned=spec.pin == "gpu",
+        )
+
+    def _waiting_since_s(self) -> float | None:
+        if self.is_leaving:
+            return None
+        since_s = min(self.waiting.values(), default=None)
+        if since_s is None and self.is_wanted and self.life.state in {"cold", "asleep"}:
+            return self.added_s
+        return since_s
+
+    def _keep_awake_s(self) -> float:
+        if self.is_dismissed:
+            return 0.0
+        keep_s = self.spec.keep_awake_s if self.keep_awake_s is None else self.keep_awake_s
+        return math.inf if keep_s is None or not self.life.can_sleep else keep_s
+
+    def _keep_awake_until_s(self, expected: Expectation | None, now_s: float) -> float | None:
+        if self.is_dismissed or self.is_leaving:
+            return None
+        if expected is not None and expected.is_due(now_s):
+            return max(self.keep_awake_until_s or 0.0, expected.until_s)
+        return self.keep_awake_until_s
