@@ -111,6 +111,8 @@ def clean_environment(**extra: str) -> dict[str, str]:
     defaults = RAY_SETTINGS | {
         "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16), "RAY_USAGE_STATS_ENABLED": "0",
         "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1",
+        # A head that is told to end waits this long for other nodes to take its replicas; there are none.
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     }  # fmt: skip
     return environment | defaults | extra
 
