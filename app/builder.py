@@ -14,6 +14,7 @@ from app.catalogue import Catalogue, Entry
 from app.config import AppConfig, PoolConfig, keys_file, parse_config
 from app.forecaster import ServedForecastKeeper
 from app.model_specs import check_models, store_config
+from app.served_gateway import ingress
 from autoscaler.actor import FORECASTER, NAMESPACE
 from autoscaler.config import AutoscalingConfig
 from autoscaler.history import history_file
@@ -60,8 +61,6 @@ def build_app(args: dict[str, Any]) -> Application:
     storage = store_config(config.storage)
     catalogue = _catalogue(entries, storage)
     forecaster = _forecaster(config, catalogue, storage)
-    from app.served_gateway import ingress  # noqa: PLC0415 - imports vLLM, which takes seconds: only for a good configuration
-
     gateway = serve.deployment(
         ingress(),
         name="Gateway",

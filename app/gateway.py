@@ -20,6 +20,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from starlette.responses import Response
 
+from app.accepted import AcceptedModels
 from app.attempts import translated
 from app.callers import Caller
 from app.catalogue import Entry
@@ -71,6 +72,7 @@ class Gateway:
         self._pools = pools
         self._nodes = nodes
         self._sources = SourceCache(storage.disk_dir, storage.s3_endpoint_url)
+        self._accepted = AcceptedModels(storage.disk_dir)
         self.header_wait_s = config.admission.header_wait_s
         may_be_empty = {pool.name for pool in config.pools if pool.min_replicas == 0}
         self._fleets = Fleets(pools, PLACEMENTS, may_be_empty)
@@ -139,7 +141,7 @@ class Gateway:
         """See ``routes.Service.put_model``."""
         model = parse_model(section | {"id": model_id})
         pool = self._config.pool_of(model_id)
-        entry = await asyncio.to_thread(check_model, model, pool, self._sources)
+        entry = await asyncio.to_thread(check_model, model, pool, self._sources, self._accepted)
         await self._change("put", model_id, entry)
 
     async def remove_model(self, model_id: str) -> None:

@@ -155,7 +155,9 @@ def memory_needed_bytes(config: AppConfig) -> int:
 def engine_bytes(model: ModelConfig, directory: Path) -> int:
     """Estimate the memory of a model's engine on a CPU, for as long as nobody has measured it."""
     weights_bytes = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
-    return weights_bytes + int(model.engine.get("kv_cache_memory_bytes", DEFAULT_KV_BYTES)) + ENGINE_OVERHEAD_BYTES
+    kv_bytes = model.engine.get("kv_cache_memory_bytes")
+    # vLLM says so if it is no number.
+    return weights_bytes + (kv_bytes if isinstance(kv_bytes, int) else DEFAULT_KV_BYTES) + ENGINE_OVERHEAD_BYTES
 
 
 def run(plan: Plan, log_file: Path, console: Console) -> int:

@@ -1,5 +1,6 @@
 """From a model of the configuration to what a replica is told to host, checked: files, adapters, engine arguments."""
 
+from app.accepted import AcceptedModels
 from app.catalogue import Entry
 from app.config import AppConfig, ModelConfig, PoolConfig, StorageConfig, disk_dir, dram_dir
 from app.errors import ConfigError
@@ -33,9 +34,10 @@ def check_models(config: AppConfig) -> list[Entry]:
     problems: list[str] = []
     storage = store_config(config.storage)
     sources = SourceCache(storage.disk_dir, storage.s3_endpoint_url)
+    accepted = AcceptedModels(storage.disk_dir)
     for index, model in enumerate(config.models):
         try:
-            entries.append(check_model(model, config.pool_of(model.id), sources))
+            entries.append(check_model(model, config.pool_of(model.id), sources, accepted))
         except ConfigError as error:
             problems += (f"models[{index}]{problem}" for problem in error.problems)
     if problems:
@@ -43,14 +45,17 @@ def check_models(config: AppConfig) -> list[Entry]:
     return entries
 
 
-def check_model(model: ModelConfig, pool: PoolConfig, sources: SourceCache) -> Entry:
-    """Return a model that ``pool`` hosts as it is served; imports vLLM and reads the model's small files.
+def check_model(model: ModelConfig, pool: PoolConfig, sources: SourceCache, accepted: AcceptedModels) -> Entry:
+    """Return a model that ``pool`` hosts as it is served; reads its small files, and imports vLLM for what is new.
 
     Raises:
         ConfigError: its one problem begins with what follows the model's own path in the configuration.
     """
     try:
         spec = _spec(model, pool, sources)
+        if not accepted.holds(spec):
+            _ask_vllm(spec)
+            accepted.add(spec)
     except StorageError as error:
         raise ConfigError((f": {error}",)) from error
     except EngineArgumentError as error:
@@ -61,13 +66,10 @@ def check_model(model: ModelConfig, pool: PoolConfig, sources: SourceCache) -> E
 
 
 def _spec(model: ModelConfig, pool: PoolConfig, sources: SourceCache) -> ModelSpec:
-    from deployments.engine_args import check_engine_arguments, engine_config  # noqa: PLC0415 - imports vLLM
-
     source = sources.localize(model.source)
-    check_engine_arguments(model.id, model.engine)
     lora = model.lora
     adapters = adapters_in(lora.source) if lora and lora.source else []
-    spec = ModelSpec(
+    return ModelSpec(
         id=model.id,
         path=str(source.directory),
         source=source.url if source.is_remote else "",
@@ -83,10 +85,16 @@ def _spec(model: ModelConfig, pool: PoolConfig, sources: SourceCache) -> ModelSp
         pin=model.pin,
         awake_bytes=engine_bytes(model, source.directory),
     )
+
+
+def _ask_vllm(spec: ModelSpec) -> None:
+    """Raise EngineArgumentError for what vLLM would refuse."""
+    from deployments.engine_args import check_engine_arguments, engine_config  # noqa: PLC0415 - imports vLLM
+
+    check_engine_arguments(spec.id, spec.engine)
     if spec.device == "cpu":
         # For a GPU this needs the device, which the machine that builds the application may not have.
         engine_config(spec)
-    return spec
 
 
 def _adapter_spec(adapter: Adapter, max_rank: int) -> AdapterSpec:

@@ -2,27 +2,27 @@
 
 Covers: what handles may call, each with a key where keys are configured; the life of both. Does not cover: answering
 (``gateway``). Administration is HTTP's alone.
+
+What imports vLLM is imported where a gateway runs: whoever only names the class is spared ten seconds.
 """
 
 import logging
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray import serve
 from starlette.types import ASGIApp
 
 from app.config import AppConfig
 from app.door import Door
-from app.gateway import Gateway
-from app.guard import Guard
 from app.key_ring import KeyRing
-from app.openai_layer import Operation
-from app.responses import error_answer
-from app.routes import PATHS, build_http_app
 from app.tenant_metrics import TenantMetrics
 from storage.store import StoreConfig
+
+if TYPE_CHECKING:
+    from app.openai_layer import Operation
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,8 @@ class GuardedGateway:
 
         Without ``keys_file`` there is no need of keys.
         """
+        from app.gateway import Gateway  # noqa: PLC0415 - imports vLLM
+
         ring = KeyRing(keys_file) if keys_file is not None else None
         metrics = TenantMetrics() if ring is not None else None
         self._door = Door(ring, gateways=config.gateway.replicas, metrics=metrics)
@@ -56,20 +58,23 @@ class GuardedGateway:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Serve's hook: the HTTP application of this replica."""
+        from app.guard import Guard  # noqa: PLC0415 - imports vLLM
+        from app.routes import PATHS, build_http_app  # noqa: PLC0415 - imports vLLM
+
         app = build_http_app(self._gateway, self._max_body_bytes)
         return Guard(app, self._door, PATHS.values(), allow_anonymous=self._allow_anonymous)
 
-    async def call(self, operation: Operation, body: dict[str, Any], api_key: str | None = None) -> dict[str, Any]:
+    async def call(self, operation: "Operation", body: dict[str, Any], api_key: str | None = None) -> dict[str, Any]:
         """Answer a request given as OpenAI's JSON body: builtin types in and out, an error as OpenAI's error object."""
         try:
             caller = await self._door.identify(api_key)
             with self._door.visit(caller):
                 return await self._gateway.call(operation, body, caller)
         except Exception as error:  # noqa: BLE001 - every error becomes an answer, as over HTTP
-            return error_answer(error)
+            return _error_answer(error)
 
     async def stream(
-        self, operation: Operation, body: dict[str, Any], api_key: str | None = None
+        self, operation: "Operation", body: dict[str, Any], api_key: str | None = None
     ) -> AsyncGenerator[dict[str, Any], None]:
         """Yield the chunks of a streamed answer as builtin types; an error is one chunk with OpenAI's error object."""
         try:
@@ -79,14 +84,14 @@ class GuardedGateway:
                     async for chunk in chunks:
                         yield chunk
         except Exception as error:  # noqa: BLE001 - as in ``call``
-            yield error_answer(error)
+            yield _error_answer(error)
 
     async def models(self, api_key: str | None = None) -> list[dict[str, Any]] | dict[str, Any]:
         """Return a card for every model and adapter that the key reaches; an error as OpenAI's error object."""
         try:
             return await self._gateway.models(await self._door.identify(api_key))
         except Exception as error:  # noqa: BLE001 - as in ``call``
-            return error_answer(error)
+            return _error_answer(error)
 
     async def check_health(self) -> None:
         """Serve's health check: raises when nothing could be answered."""
@@ -100,6 +105,12 @@ class GuardedGateway:
 
     def __repr__(self) -> str:
         return f"<GuardedGateway {self._door!r} {self._gateway!r}>"
+
+
+def _error_answer(error: Exception) -> dict[str, Any]:
+    from app.responses import error_answer  # noqa: PLC0415 - imports vLLM
+
+    return error_answer(error)
 
 
 class ServedGateway(GuardedGateway):

@@ -65,6 +65,11 @@ def test_weights_and_cache_count(plan: Plan) -> None:
     assert memory_needed_bytes(grown) - memory_needed_bytes(plan.config) == 2000
 
 
+def test_a_cache_of_no_number_of_bytes_is_for_vllm_to_refuse(plan: Plan) -> None:
+    odd = plan.config.models[0].model_copy(update={"engine": {"kv_cache_memory_bytes": "plenty"}})
+    assert memory_needed_bytes(plan.config.model_copy(update={"models": [odd]})) > memory_needed_bytes(plan.config)
+
+
 @pytest.mark.parametrize(
     ("document", "message"),
     [
