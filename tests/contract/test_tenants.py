@@ -6,7 +6,7 @@ Real HTTP and vLLM's own OpenAI classes; engines that need no model.
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -22,32 +22,28 @@ from app import api_keys
 from app.door import Door
 from app.guard import _OPEN_PATHS, Guard, caller_of
 from app.routes import PATHS, build_http_app
-from tests.support.gateways import InProcess, PacedEngine, embedding_model, gateway_of, model
+from tests.support.gateway_with_tenants import (
+    ACME,
+    BODIES,
+    GLOBEX,
+    NAMES,
+    SECRETS,
+    SHARED,
+    TENANTS,
+    VECTORS,
+    ask,
+    error_of,
+    gateway_with_tenants,
+    headers,
+    keys_file,
+    request,
+)
+from tests.support.gateways import InProcess
 from tests.support.tenants import KeysFile
+from tests.support.waiting import until_it_returns
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-# What each of two tenants has, and the other must not find: an adapter on a model that both have; a model and its own.
-ACME, GLOBEX = "acme", "globex"
-SHARED = "shared-model"
-VECTORS = "vectors-of-all"
-SECRETS = {ACME: ["pirate"], GLOBEX: ["globex-model", "json"]}
-TENANTS: dict[str, dict[str, Any]] = {
-    ACME: {"models": [SHARED, VECTORS], "adapters": ["shared-model:pirate"]},
-    GLOBEX: {"models": [SHARED, VECTORS, "globex-model"], "adapters": ["globex-model:json"]},
-    "limited": {"models": [SHARED], "requests_per_minute": 5, "tokens_per_minute": 1000},
-    "narrow": {"models": [SHARED], "max_concurrent_requests": 1},
-    "metered": {"models": [SHARED], "tokens_per_minute": 1000},
-    "root": {"admin": True},
-}
-NAMES = [*SECRETS[ACME], *SECRETS[GLOBEX], "shared-model:json", "shared-model:pirate", "globex-model:json"]
-BODIES: dict[str, dict[str, Any]] = {
-    "chat": {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3},
-    "completions": {"prompt": "one two three", "max_tokens": 3},
-    "embeddings": {"input": "one"},
-    "tokenize": {"prompt": "one"},
-    "detokenize": {"tokens": [1, 2]},
-}
 ADMIN_ROUTES = [
     ("GET", "/admin/models"), ("PUT", "/admin/models/globex-model"), ("DELETE", "/admin/models/globex-model"),
     ("POST", "/admin/wake"), ("POST", "/admin/sleep"), ("POST", "/admin/stop"), ("POST", "/admin/migrate"),
@@ -59,39 +55,14 @@ ADMIN_ROUTES = [
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def file(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[KeysFile]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(api_keys, "_LOG_COST", 10)
-        yield KeysFile(tmp_path_factory.mktemp("keys") / "keys.yaml", **TENANTS)
+    with keys_file(tmp_path_factory.mktemp("keys")) as written:
+        yield written
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def service(file: KeysFile, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[InProcess]:
-    specs = model(SHARED, "pirate"), model("globex-model", "json"), embedding_model(VECTORS)
-    async with gateway_of(tmp_path_factory.mktemp("gateway"), *specs, keys_file=file.path) as running:
-        # Whatever is asked for first waits until it is built.
-        for spec in specs:
-            (await ask(running, "tokenize", spec.id, file.keys["root"])).raise_for_status()
+    async with gateway_with_tenants(tmp_path_factory.mktemp("gateway"), file) as running:
         yield running
-
-
-def headers(key: str | None) -> dict[str, str]:
-    return {} if key is None else {"Authorization": f"Bearer {key}"}
-
-
-async def request(service: InProcess, method: str, path: str, key: str | None, **options: Any) -> httpx.Response:
-    return await service.client.request(method, path, headers=headers(key), **options)
-
-
-async def ask(service: InProcess, operation: Any, name: str, key: str | None, **changes: Any) -> httpx.Response:
-    body = BODIES[operation] | {"model": name} | changes
-    return await request(service, "POST", PATHS[operation], key, json=body)
-
-
-def error_of(response: httpx.Response) -> dict[str, Any]:
-    body = response.json()
-    assert set(body) == {"error"}, body
-    assert body["error"]["code"] == response.status_code
-    return body["error"]
 
 
 async def test_everybody_uses_what_is_theirs(service: InProcess, file: KeysFile) -> None:
@@ -270,110 +241,6 @@ async def test_a_refusal_comes_before_the_body(service: InProcess) -> None:
     writer.close()
 
 
-async def test_limits_are_told_and_kept(service: InProcess, file: KeysFile) -> None:
-    key = file.keys["limited"]
-    answers = [await ask(service, "completions", SHARED, key) for _ in range(7)]
-    assert [answer.status_code for answer in answers] == [200] * 5 + [429] * 2
-    assert [answer.headers["x-ratelimit-remaining-requests"] for answer in answers[:5]] == list("43210")
-    assert answers[0].headers["x-ratelimit-limit-requests"] == "5"
-    refused = answers[-1]
-    assert 1 <= int(refused.headers["Retry-After"]) <= 12
-    assert error_of(refused)["type"] == "RateLimitError"
-    # Others' limits are their own, and theirs stay untouched.
-    assert (await ask(service, "completions", SHARED, file.keys[ACME])).status_code == 200
-    by_handle = await service.gateway.call("chat", BODIES["chat"] | {"model": SHARED}, key)
-    assert by_handle["error"]["code"] == 429
-    told = (await request(service, "GET", "/admin/tenants", file.keys["root"])).json()["tenants"]["limited"]
-    used = sum(answer.json()["usage"]["total_tokens"] for answer in answers[:5])
-    assert 1000 - used <= told["tokens_left"] < 1000 - used + 200, "a minute brings a thousand"
-
-
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize(
-    ("operation", "changes"),
-    [
-        ("chat", {}),
-        ("chat", {"n": 3}),
-        ("completions", {"prompt": ["one two", "three four five"], "echo": True}),
-        ("embeddings", {}),
-    ],
-)
-async def test_what_is_counted_is_what_usage_says(
-    service: InProcess, file: KeysFile, operation: str, changes: dict[str, Any], *, stream: bool
-) -> None:
-    spent: list[int] = []
-    door, name = service.gateway._door, VECTORS if operation == "embeddings" else SHARED
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(door, "_spend", lambda tenant, tokens: spent.append(tokens * (tenant.name == ACME)))
-        if stream and operation != "embeddings":
-            options = {"stream": True, "stream_options": {"include_usage": True}}
-            answer = await ask(service, operation, name, file.keys[ACME], **changes, **options)
-            last = [line for line in answer.text.splitlines() if line.startswith("data: {")][-1]
-            usage = json.loads(last.removeprefix("data: "))["usage"]
-        else:
-            usage = (await ask(service, operation, name, file.keys[ACME], **changes)).json()["usage"]
-    assert sum(spent) == usage["total_tokens"] > 0
-
-
-async def test_tokens_are_counted_as_they_come(service: InProcess, file: KeysFile) -> None:
-    async def left() -> int:
-        told = await request(service, "GET", "/admin/tenants", file.keys["root"])
-        return told.json()["tenants"]["metered"]["tokens_left"]
-
-    async with service.client.stream(
-        "POST",
-        PATHS["completions"],
-        headers=headers(file.keys["metered"]),
-        json={"model": SHARED, "prompt": [5] * 100, "max_tokens": 700, "stream": True},
-    ) as answer:
-        events = answer.aiter_lines()
-        await anext(events)
-        PacedEngine.may_go_on.clear()
-        assert await left() < 950
-        PacedEngine.may_go_on.set()
-        async for _ in events:
-            pass
-    # A second brings 17.
-    assert await left() < 400
-
-
-async def test_a_client_that_leaves_lets_its_place_go(service: InProcess, file: KeysFile) -> None:
-    key = file.keys["narrow"]
-
-    async def in_hand() -> int:
-        told = await request(service, "GET", "/admin/tenants", file.keys["root"])
-        return told.json()["tenants"]["narrow"]["requests_in_hand"]
-
-    PacedEngine.may_go_on.clear()
-    try:
-        leaving = asyncio.ensure_future(ask(service, "completions", SHARED, key, max_tokens=500, stream=True))
-        await until(in_hand, 1)
-        second = await ask(service, "completions", SHARED, key)
-        assert (second.status_code, second.headers["Retry-After"]) == (429, "1")
-        assert "concurrent" in error_of(second)["message"]
-        leaving.cancel()
-        await until(in_hand, 0)
-    finally:
-        PacedEngine.may_go_on.set()
-    assert (await ask(service, "completions", SHARED, key)).status_code == 200
-
-
-async def until(asked: Callable[[], Awaitable[Any]], value: Any) -> None:
-    async with asyncio.timeout(10):
-        while await asked() != value:  # noqa: ASYNC110 - what is waited for announces nothing
-            await asyncio.sleep(0.01)
-
-
-async def test_a_stream_by_handle_that_is_closed_lets_its_place_go(service: InProcess, file: KeysFile) -> None:
-    body = BODIES["chat"] | {"model": SHARED, "max_tokens": 500}
-    chunks = service.gateway.stream("chat", body, file.keys["narrow"])
-    assert "error" not in await anext(chunks)
-    busy = await service.gateway.call("chat", body, file.keys["narrow"])
-    assert busy["error"]["code"] == 429
-    await chunks.aclose()
-    assert "error" not in await service.gateway.call("chat", body | {"max_tokens": 1}, file.keys["narrow"])
-
-
 async def test_prefix_caches_are_apart(service: InProcess, file: KeysFile) -> None:
     before = len(service.pool.asked)
     for key in (file.keys[ACME], file.keys[GLOBEX]):
@@ -437,12 +304,12 @@ async def test_a_key_is_taken_back_while_the_service_runs(service: InProcess, fi
     assert await status() == 200
     keys = file.sections["narrow"]["keys"]
     file.change("narrow", keys=[])
-    await until(status, 401)
+    await until_it_returns(status, 401)
     file.write_text("tenants: [")
-    await until(problem, value=True)
+    await until_it_returns(problem, value=True)
     assert (await request(service, "GET", "/v1/models", file.keys[ACME])).status_code == 200
     file.change("narrow", keys=keys)
-    await until(status, 200)
+    await until_it_returns(status, 200)
 
 
 @pytest.mark.parametrize(

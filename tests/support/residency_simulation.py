@@ -10,7 +10,7 @@ import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from deployments.engine_view import EngineView, State
 from deployments.residency import NEXT_STATE, Action, Decision, Limits, decide
@@ -20,6 +20,15 @@ Policy = Callable[[list[EngineView], Limits, float], Decision]
 Watcher = Callable[[list[EngineView], Decision, float], None]
 
 END_STATE: dict[str, State] = {"starting": "awake", "waking": "awake", "sleeping": "asleep", "stopping": "cold"}
+
+
+def applied(engines: list[EngineView], decision: Decision) -> list[EngineView]:
+    """What engines are once a decision is carried out."""
+    states = {action.model_id: NEXT_STATE[action.kind] for action in decision.actions}
+    return [
+        replace(view, state=states.get(view.model_id, view.state), draining=view.model_id in decision.drain)
+        for view in engines
+    ]
 
 
 @dataclass(frozen=True)
