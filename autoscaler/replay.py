@@ -11,7 +11,7 @@ a request has to wait, when an engine falls idle and when it asked to be asked; 
 import heapq
 import math
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -24,6 +24,7 @@ from autoscaler.types import Floats
 
 Spent = Literal["busy", "starting", "idle", "resting"]
 SPENT: tuple[Spent, ...] = ("busy", "starting", "idle", "resting")
+BUSY, STARTING, IDLE, RESTING = range(len(SPENT))
 ENDS, READY, LOOK = 0, 1, 2
 SHORTEST_LOOK_S = 1e-3
 
@@ -105,15 +106,30 @@ def replay(  # noqa: PLR0913 - what is replayed, how, and which part counts
     progress: Callable[[int], None] | None = None,
 ) -> Outcome:
     """Replay every series until ``end_s``; counted is from ``begin_s`` on, what comes before is for learning."""
-    outcomes = []
+    return replay_parts(trace, policy_of, profile, slots, [(begin_s, end_s)], progress=progress)[0]
+
+
+def replay_parts(  # noqa: PLR0913 - what is replayed, how, and which parts count
+    trace: Trace,
+    policy_of: PolicyOf,
+    profile: Profile,
+    slots: int,
+    parts: Sequence[tuple[float, float]],
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> list[Outcome]:
+    """Replay every series once, to the end of the last part; return the outcome of each part (from, until, in s)."""
+    outcomes: list[list[Outcome]] = [[] for _ in parts]
+    horizon_s = min(parts[-1][1], max(float(each.at_s[-1]) for each in trace.values()))
     for name, arrivals in trace.items():
-        known = arrivals.until(end_s)
-        horizon_s = min(end_s, max(each.at_s[-1] for each in trace.values()))
-        simulation = Simulation(known, policy_of(name, profile, slots), profile, slots, begin_s, horizon_s)
-        outcomes.append(simulation.run())
+        known = arrivals.until(parts[-1][1])
+        simulation = Simulation(known, policy_of(name, profile, slots), profile, slots, parts[0][0], horizon_s)
+        simulation.run()
+        for (from_s, until_s), found in zip(parts, outcomes, strict=True):
+            found.append(simulation.outcome(from_s, min(until_s, horizon_s)))
         if progress is not None:
             progress(len(known.at_s))
-    return total(outcomes)
+    return [total(found) for found in outcomes]
 
 
 @dataclass(slots=True)
@@ -149,14 +165,16 @@ class Simulation:
     _engines: list[_Engine] = field(default_factory=list)
     _events: list[tuple[float, int, int, int]] = field(default_factory=list)
     _queue: deque[tuple[float, float]] = field(default_factory=deque)
-    _waits_s: list[float] = field(default_factory=list)
+    _waits: list[tuple[float, float]] = field(default_factory=list)
+    _spans: list[tuple[int, float, float, float]] = field(default_factory=list)
+    _starts: list[tuple[float, bool]] = field(default_factory=list)
+    _wrong: list[tuple[float, float]] = field(default_factory=list)
     _in_hand: int = 0
     _number: int = 0
     _look: int = -1
 
     def run(self) -> Outcome:
         """Replay, and return what it came to."""
-        self._outcome = Outcome(np.zeros(0), dict.fromkeys(SPENT, 0.0))
         events = self._events
         for at_s, service_s in zip(self.arrivals.at_s.tolist(), self.arrivals.service_s.tolist(), strict=True):
             while events and events[0][0] <= at_s:
@@ -166,8 +184,27 @@ class Simulation:
             self._happens(heapq.heappop(events))
         for engine in self._engines:
             self._account(engine, self.end_s)
-        self._outcome.waits_s = np.array(self._waits_s)
-        return self._outcome
+        return self.outcome(self.begin_s, self.end_s)
+
+    def outcome(self, from_s: float, until_s: float) -> Outcome:
+        """Return what a part of it came to, once it was replayed; ``until_s`` is the end of the replay at most."""
+        waits = np.array(self._waits).reshape(-1, 2)
+        last = until_s >= self.end_s
+        waits_s = waits[(waits[:, 0] >= from_s) & ((waits[:, 0] < until_s) | last), 1]
+        spans = np.array(self._spans).reshape(-1, 4)
+        counted_s = np.maximum(0.0, np.minimum(spans[:, 3], until_s) - np.maximum(spans[:, 2], from_s)) * spans[:, 1]
+        sums = np.bincount(spans[:, 0].astype(int), counted_s, len(SPENT))
+        starts = [unasked for at_s, unasked in self._starts if from_s <= at_s < until_s or (last and at_s >= until_s)]
+        wrong = [(since_s, to_s) for since_s, to_s in self._wrong if from_s <= to_s < until_s or (last and to_s >= until_s)]
+        return Outcome(
+            waits_s,
+            dict(zip(SPENT, sums.tolist(), strict=True)),
+            starts=len(starts),
+            prewarms=sum(starts),
+            wrong_prewarms=len(wrong),
+            wrong_s=math.fsum(to_s - max(from_s, since_s) for since_s, to_s in wrong),
+            cold_requests=int((waits_s > 0).sum()),
+        )
 
     def _arrives(self, now_s: float, service_s: float) -> None:
         level = (self._in_hand + len(self._queue)) // self.slots
@@ -219,9 +256,7 @@ class Simulation:
         self._in_hand += 1
         self._push(now_s + service_s, ENDS, level)
         self.policy.served_in(service_s)
-        if came_s >= self.begin_s:
-            self._waits_s.append(now_s - came_s)
-            self._outcome.cold_requests += now_s > came_s
+        self._waits.append((came_s, now_s - came_s))
 
     def _decide(self, now_s: float) -> None:
         load = Load(self._in_hand, len(self._queue), self.slots, 0.0)
@@ -251,9 +286,7 @@ class Simulation:
             engine.layer = target
             engine.ready_at_s = now_s + takes_s
             self._push(now_s + takes_s, READY, level)
-            if now_s >= self.begin_s:
-                self._outcome.starts += 1
-                self._outcome.prewarms += unasked
+            self._starts.append((now_s, unasked))
             if unasked:
                 engine.unasked_since_s = now_s
                 engine.kept_until_s = now_s + 2 * takes_s
@@ -265,26 +298,25 @@ class Simulation:
         if target <= engine.layer or engine.in_hand or engine.ready_at_s is not None:
             return
         self._account(engine, now_s)
-        if engine.unasked_since_s is not None and now_s >= self.begin_s:
-            self._outcome.wrong_prewarms += 1
-            self._outcome.wrong_s += now_s - max(self.begin_s, engine.unasked_since_s)
+        if engine.unasked_since_s is not None:
+            self._wrong.append((engine.unasked_since_s, now_s))
         engine.unasked_since_s = None
         engine.layer = target
 
     def _account(self, engine: _Engine, now_s: float, *, busy: bool = False) -> None:
-        kind: Spent = (
-            "starting"
-            if engine.ready_at_s is not None
-            else "busy"
-            if busy or engine.in_hand
-            else "idle"
-            if engine.layer == AWAKE
-            else "resting"
-        )
-        share = 1.0 if kind != "resting" else self.profile.layers[engine.layer].device_share
-        counted_s = min(now_s, self.end_s) - max(engine.since_s, self.begin_s)
-        if counted_s > 0:
-            self._outcome.spent_s[kind] += share * counted_s
+        if engine.since_s < now_s:
+            kind = (
+                STARTING
+                if engine.ready_at_s is not None
+                else BUSY
+                if busy or engine.in_hand
+                else IDLE
+                if engine.layer == AWAKE
+                else RESTING
+            )
+            share = 1.0 if kind != RESTING else self.profile.layers[engine.layer].device_share
+            if share > 0:
+                self._spans.append((kind, share, engine.since_s, now_s))
         engine.since_s = now_s
 
     def _push(self, at_s: float, kind: int, level: int) -> int:
