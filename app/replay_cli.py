@@ -11,8 +11,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from autoscaler.clairvoyant import bound
+from autoscaler.foretold import foretell
 from autoscaler.layers import PROFILES
-from autoscaler.policies import POLICIES, gaps_of
+from autoscaler.policies import POLICIES, Known, gaps_of
 from autoscaler.replay import SPENT, Outcome, replay
 from autoscaler.traces import read_trace
 
@@ -38,7 +39,7 @@ def run(  # noqa: PLR0913 - the options of a command
             raise typer.BadParameter(f"there is no '{name}'; there are {', '.join(known)}")
     arrivals = read_trace(trace, limit=max_requests)
     begin_s = learn * max(each.at_s[-1] for each in arrivals.values())
-    prior = gaps_of(arrivals, begin_s)
+    known = Known(gaps_of(arrivals, begin_s), foretell(arrivals))
     outcomes: dict[str, Outcome] = {}
     requests = sum(len(each.at_s) for each in arrivals.values())
     with Progress(console=Console(stderr=True), transient=True) as progress:
@@ -47,7 +48,7 @@ def run(  # noqa: PLR0913 - the options of a command
             value = POLICIES[name].default if setting is None else setting
             outcomes[name] = replay(
                 arrivals,
-                POLICIES[name].make(value, prior),
+                POLICIES[name].make(value, known),
                 PROFILES[profile],
                 slots,
                 begin_s=begin_s,

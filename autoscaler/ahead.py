@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from autoscaler.config import PATIENCE_S
 from autoscaler.habits import Habits
 from autoscaler.idle import Gaps
 from autoscaler.layers import Layer
@@ -38,7 +39,7 @@ class Ahead:
     """Decides ahead of demand for one series, as ``SeriesPolicy``.
 
     ``worth`` is how many device-seconds a second of waiting may cost, ``prior`` the gaps of all series, ``expected_of``
-    the forecast; ``recheck_s`` is how often a forecast may change.
+    the forecast; ``recheck_s`` is how often a forecast may change. Waiting up to ``patience_s`` is hardly minded.
     """
 
     layers: Sequence[Layer]
@@ -49,6 +50,7 @@ class Ahead:
     rate_of: ExpectedOf | None = None
     recheck_s: float = 300.0
     limit: int = 10_000
+    patience_s: float = PATIENCE_S
     habits: Habits = field(init=False)
     _courses: dict[int, _Reckoned] = field(default_factory=dict)
 
@@ -104,6 +106,6 @@ class Ahead:
             if (seen == known.gaps and seen >= YOUNG_GAPS) or fresh:
                 return known
         hazard = self.habits.hazard_per_s(level, self.slots, self.prior, expected)
-        reckoned = course(hazard, self.habits.burst(level), self.layers, self.worth)
+        reckoned = course(hazard, self.habits.burst(level), self.layers, self.worth, self.patience_s)
         self._courses[level] = _Reckoned(reckoned, hazard, now_s, seen, surge)
         return self._courses[level]

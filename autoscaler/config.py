@@ -4,6 +4,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 QUANTILES = (0.1, 0.5, 0.9)
 """What every forecaster gives; the last but configured one is what scaling goes by."""
+PATIENCE_S = 1.0
 
 
 class AutoscalingConfig(BaseModel):
@@ -18,6 +19,9 @@ class AutoscalingConfig(BaseModel):
     refit_s: float = Field(900.0, gt=0, description="seconds between fits of the seasonal model")
     waiting_worth: float = Field(
         20.0, gt=0, description="seconds a device may idle to save one request one second of waiting"
+    )
+    patience_s: float = Field(
+        PATIENCE_S, ge=0, description="waiting that users hardly mind: the first so many seconds of it weigh a tenth"
     )
     target_ongoing_requests: float = Field(8.0, gt=0, description="sequences that a replica is to work on at once")
     downscale_s: float = Field(60.0, ge=0, description="how long fewer replicas have to do before one is given back")

@@ -54,13 +54,14 @@ PROFILES: dict[str, Profile] = {
     for profile in (
         _profile(
             "cpu",
-            "bench-coldstart: SmolLM2-135M on two processor cores, times to the first token less a warm engine's",
-            [("asleep", 0.38, 0.0), ("dram", 2.47, 0.0)],
+            "bench-coldstart: SmolLM2-135M on two processor cores, times to the first token less a warm engine's; 2 % "
+            "taken while asleep (assumed)",
+            [("asleep", 0.24, 0.02), ("dram", 1.2, 0.0)],
         ),
         _profile(
-            "cpu-pool",
-            "as cpu, where replicas are given back: nothing of an engine is left but its snapshot",
-            [("dram", 2.47, 0.0)],
+            "cpu-replica",
+            "as cpu, where replicas are given back: a new one starts on a node that is warm",
+            [("remote", 12.4, 0.0)],
         ),
         _profile(
             "gpu-7b",
@@ -74,6 +75,17 @@ PROFILES: dict[str, Profile] = {
             "Qwen3-32B on an H100, published: wake 2.7 s, pod snapshot and wake 18 s, cold 278 s; 2 % taken while "
             "asleep (assumed)",
             [("asleep", 2.7, 0.02), ("dram", 18.0, 0.0)],
+        ),
+        _profile(
+            "gpu-13b",
+            "13B on an A100, derived from gpu-7b by bytes (26 GB for 14): wake 1.1 s, start 8.5 s",
+            [("asleep", 1.1, 0.02), ("dram", 8.5, 0.0)],
+        ),
+        _profile(
+            "gpu-70b",
+            "70B on four H100 as one device, derived from gpu-32b by bytes of each (35 GB for 65): wake 1.5 s; start "
+            "18 s as there, since most of it is not weights",
+            [("asleep", 1.5, 0.02), ("dram", 18.0, 0.0)],
         ),
     )
 }

@@ -193,6 +193,7 @@ class Planner:
             self._shared,
             expected_of=lambda _: _usable(self.expected.get(model_id)),
             recheck_s=float(self.config.bucket_s),
+            patience_s=self.config.patience_s,
         )
 
     def _decide(

@@ -18,6 +18,7 @@ from autoscaler.idle import BINS, EDGES_S, WIDTHS_S, bin_of
 from autoscaler.layers import AWAKE, Layer
 from autoscaler.types import Floats
 
+PATIENT_SHARE = 0.1
 _EDGES_S: list[float] = EDGES_S.tolist()
 _WIDTHS_S: list[float] = WIDTHS_S.tolist()
 
@@ -64,15 +65,21 @@ class Course:
         return max(age_s, from_s), math.inf if ends is None else _EDGES_S[ends]
 
 
-def course(hazard: Floats, burst: float, layers: Sequence[Layer], worth: float) -> Course:
+def felt_s(waiting_s: float, patience_s: float) -> float:
+    """Return what a wait is reckoned as: its first ``patience_s`` weigh ``PATIENT_SHARE``, users hardly mind them."""
+    patient_s = min(waiting_s, patience_s)
+    return PATIENT_SHARE * patient_s + (waiting_s - patient_s)
+
+
+def course(hazard: Floats, burst: float, layers: Sequence[Layer], worth: float, patience_s: float = 0.0) -> Course:
     """Return the cheapest course.
 
     ``hazard`` is [bins] a second, ``burst`` how many requests wait if one does, ``worth`` the device-seconds that one
-    second of one request's waiting may cost.
+    second of one request's waiting may cost once it is longer than ``patience_s`` (``felt_s``).
     """
     ready_s = tuple(layer.ready_s for layer in layers)
     shares = [layer.device_share for layer in layers]
-    asked = [each * (worth * burst + 1.0) for each in ready_s]
+    asked = [worth * burst * felt_s(each, patience_s) + each for each in ready_s]
     indices = range(len(layers))
     # What it costs to change from one layer to another: the device for the time that is gained by being warmer.
     change = [
