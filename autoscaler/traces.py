@@ -21,6 +21,8 @@ from autoscaler.types import Floats
 SERIES_COLUMNS = ("model_id", "model", "series", "client")
 COUNT_COLUMNS = ("requests", "count")
 MINUTE_S = 60.0
+TOKENS_COLUMN, TOKENS_A_REQUEST = "total_tokens", 700.0
+"""A table of tokens alone is read as requests of so many tokens, about what BurstGPT's requests have on the mean."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,8 @@ def _minutes(reader: "csv.DictReader[str]", columns: list[str], service: Service
         minute = float(row["minute"])
         first = minute if first is None else first
         for name in names:
-            for at_s in _drawn(name, (minute - first) * MINUTE_S, MINUTE_S, int(row[name]), 1.0):
+            number = round(float(row[name]) / TOKENS_A_REQUEST) if name == TOKENS_COLUMN else int(row[name])
+            for at_s in _drawn(name, (minute - first) * MINUTE_S, MINUTE_S, number, 1.0):
                 yield name, at_s, service.fixed_s
 
 

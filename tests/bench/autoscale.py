@@ -1,0 +1,258 @@
+"""Replays recorded traces through every scaling policy and compares what users wait and what devices cost.
+
+Each policy's one number is chosen on the middle of a trace (40 to 65 % of its time): the cheapest with at most one
+second of added waiting at p95, else the least waiting. The rest of the trace judges. Two comparisons, both without
+reading anything off between two settings: the cheapest setting of ours with a p95 no later than tuned reactive
+scaling's, and the setting of ours with the least waiting among those that take no more device-seconds than another
+policy. What ours comes to at the setting chosen beforehand is told too. Missing a target is a result, not a failure.
+
+Usage: python tests/bench/autoscale.py [TRACES] [--profiles gpu-7b,gpu-7b-s3] [--only NAME,...]
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from autoscale_forecasts import ets, with_neural
+from autoscale_plot import plot
+from autoscale_speed import speeds
+from autoscale_traces import SAMPLES, traces_in
+from frontier import SAME_S, SOON_S, Point, Tried, chosen, lower, no_dearer, no_later, worse
+from report import RESULTS_DIR, Result, Target, make_report, print_report, wide_console, write_report
+from rich import box
+from rich.progress import Progress
+from rich.table import Table
+
+from autoscaler.clairvoyant import bound
+from autoscaler.foretold import CHOSEN, foretell, past_of
+from autoscaler.layers import PROFILES, Profile
+from autoscaler.policies import KEEP_S, POLICIES, SETTINGS_OF_OURS, Known, Named, by_forecast, gaps_of, ours
+from autoscaler.replay import Outcome, replay_parts
+from autoscaler.traces import Trace
+from autoscaler.types import Floats, Past
+
+NAME = "autoscale"
+TUNE_FROM, JUDGE_FROM = 0.4, 0.65
+SLOTS = 8
+REACTIVE, WITHOUT_NEURAL, OURS, BOUND = "serve-tuned", "ours without NeuralProphet", "ours", "clairvoyant"
+ETS, NEURAL = "ETS", "with NeuralProphet"
+FIXED_S = (60.0, 600.0, 3600.0)
+FURTHER = {
+    "ets": Named(partial(by_forecast, ETS), KEEP_S, 600.0, "s awake"),
+    OURS: Named(partial(ours, NEURAL), SETTINGS_OF_OURS, 20.0, "device-s a second of waiting"),
+}
+COMPARED = ("serve", REACTIVE, "keep-alive 60", "keep-alive 600", "keep-alive 3600", "hybrid", "layered",
+            "seasonal-naive", "ets", WITHOUT_NEURAL)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A policy on one trace and profile: every setting on the part that judges, and the one chosen beforehand."""
+
+    tried: Tried
+    setting: float
+
+    @property
+    def point(self) -> Point:
+        """What it came to as chosen."""
+        return self.tried[self.setting]
+
+
+Key = tuple[str, str]
+Table_ = dict[Key, dict[str, Judged]]
+
+
+def main() -> int:
+    """Runs the bench; returns 0 however the targets turn out."""
+    options = parse_options()
+    profiles = [PROFILES[name] for name in options.profiles.split(",")]
+    judged: Table_ = {}
+    multi: set[str] = set()
+    notes = [f"{name}: {PROFILES[name].source}" for name in options.profiles.split(",")]
+    replayed, began_s = 0, time.monotonic()
+    with Progress(console=wide_console()) as progress:
+        task = progress.add_task("replaying", total=None)
+        for name, trace, remark in traces_in(options.traces):
+            if options.only and name not in options.only.split(","):
+                continue
+            progress.update(task, description=name)
+            known, neural = knowledge(trace)
+            notes.append(f"{name}: {remark}" + ("" if neural else "; too short for NeuralProphet"))
+            multi |= {name} if len(trace) > 1 else set()
+            for profile in profiles:
+                judged[name, profile.name], runs = judge(trace, profile, known, neural=neural)
+                replayed += runs * sum(len(each.at_s) for each in trace.values())
+                progress.console.print(shown(name, profile.name, judged[name, profile.name]))
+    spent_s = time.monotonic() - began_s
+    found = [*results(judged, multi), *speeds(replayed, spent_s)]
+    report = make_report(NAME, found, [*notes, *remarks(judged)])
+    write_report(report)
+    plot(judged, RESULTS_DIR / f"{NAME}.png")
+    # The tables were printed as they came.
+    print_report(replace(report, notes=tuple(notes)))
+    return 0
+
+
+def parse_options() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("traces", type=Path, nargs="?", default=SAMPLES, help="directory of traces; default: samples")
+    parser.add_argument("--profiles", default="gpu-7b,gpu-7b-s3")
+    parser.add_argument("--only", default="")
+    return parser.parse_args()
+
+
+def knowledge(trace: Trace) -> tuple[Known, bool]:
+    """What policies may know: gaps until tuning begins, forecasts bucket by bucket; and whether NeuralProphet is in."""
+    fitted = int(past_of(trace).buckets * TUNE_FROM)
+    neural: list[bool] = []
+
+    def said(past: Past) -> Floats:
+        rates = with_neural(tuple(trace), past, fitted)
+        neural.append(rates is not None)
+        return np.full_like(past.counts, np.nan) if rates is None else rates
+
+    foretold = foretell(trace, {ETS: partial(ets, fitted=fitted), NEURAL: said})
+    if not neural[0]:
+        foretold.rates[NEURAL][:] = foretold.rates[CHOSEN]
+    end_s = max(float(each.at_s[-1]) for each in trace.values())
+    return Known(gaps_of(trace, TUNE_FROM * end_s), foretold), neural[0]
+
+
+def judge(trace: Trace, profile: Profile, known: Known, *, neural: bool) -> tuple[dict[str, Judged], int]:
+    """Replays every setting of every policy once; returns what they come to, and how many replays that took."""
+    end_s = max(float(each.at_s[-1]) for each in trace.values())
+    parts = [(TUNE_FROM * end_s, JUDGE_FROM * end_s), (JUDGE_FROM * end_s, end_s)]
+    policies = {(WITHOUT_NEURAL if name == OURS else name): each for name, each in POLICIES.items()} | FURTHER
+    found: dict[str, Judged] = {}
+    runs = 0
+    for name, policy in policies.items():
+        if name == OURS and not neural:
+            found[name] = found[WITHOUT_NEURAL]
+            continue
+        tuning, judging = {}, {}
+        for setting in policy.settings or (policy.default,):
+            first, second = replay_parts(trace, policy.make(setting, known), profile, SLOTS, parts)
+            tuning[setting], judging[setting] = point_of(first), point_of(second)
+            runs += 1
+        found[name] = Judged(judging, chosen(tuning))
+    for awake_s in FIXED_S:
+        found[f"keep-alive {awake_s:g}"] = Judged(found["keep-alive"].tried, awake_s)
+    del found["keep-alive"]
+    found[BOUND] = Judged({0.0: point_of(bound(trace, profile, SLOTS, begin_s=parts[1][0]))}, 0.0)
+    return found, runs
+
+
+def point_of(outcome: Outcome) -> Point:
+    """What is compared of an outcome."""
+    return Point(
+        idle_s=outcome.unused_s,
+        total_s=outcome.total_s,
+        p50_s=outcome.wait_s(0.5),
+        p95_s=outcome.wait_s(0.95),
+        p99_s=outcome.wait_s(0.99),
+        cold=outcome.cold_requests,
+        soon=outcome.within(SOON_S),
+        starts=outcome.starts,
+    )
+
+
+def results(judged: Table_, multi: set[str]) -> Iterator[Result]:
+    """The comparisons with their targets: by profile over the traces, and each trace's as samples."""
+    for profile in dict.fromkeys(profile for _, profile in judged):
+        there = {trace: policies for (trace, each), policies in judged.items() if each == profile}
+        several = {trace: policies for trace, policies in there.items() if trace in multi}
+        if several:
+            yield from at_equal_waiting(several, profile)
+        yield from at_equal_cost(there, profile)
+
+
+def at_equal_waiting(there: Mapping[str, dict[str, Judged]], profile: str) -> Iterator[Result]:
+    """Ours where its p95 is no later than tuned reactive scaling's, of traces of many models."""
+    saved, over, ahead, ahead_over, soon = [], [], [], [], []
+    for trace, policies in there.items():
+        reactive, best = policies[REACTIVE].point, policies[BOUND].point
+        point = no_later(policies[OURS].tried, reactive.p95_s)
+        if point is None:
+            yield Result(f"{trace}, {profile}: not reached p95", reactive.p95_s, "s", (), None, REACTIVE)
+            continue
+        saved.append(1.0 - point.idle_s / reactive.idle_s)
+        over.append(point.total_s / best.total_s)
+        set_before = policies[OURS].point
+        ahead.append(1.0 - set_before.idle_s / reactive.idle_s)
+        ahead_over.append(set_before.total_s / best.total_s)
+        soon.append(set_before.soon)
+        where = f"{trace}, {profile}"
+        yield Result(f"{where}: idle saved at equal p95", saved[-1], "share", (saved[-1],), Target(0.32, "min"), REACTIVE)
+        yield Result(f"{where}: total at equal p95", over[-1], "ratio", (over[-1],), Target(1.25, "max"), BOUND)
+        yield Result(f"{where}: idle saved as set before", ahead[-1], "share", (ahead[-1],), Target(0.32, "min"), REACTIVE)
+        yield Result(f"{where}: total as set before", ahead_over[-1], "ratio", (ahead_over[-1],), Target(1.25, "max"), BOUND)
+        yield Result(f"{where}: in 1 s as set before", soon[-1], "share", (soon[-1],), Target(0.95, "min"))
+    for what, samples, target, other in (
+        ("idle saved at equal p95, least of traces", saved, Target(0.32, "min"), REACTIVE),
+        ("idle saved as set before, least of traces", ahead, Target(0.32, "min"), REACTIVE),
+    ):
+        if samples:
+            yield Result(f"{profile}: {what}", min(samples), "share", tuple(samples), target, other)
+    if over:
+        yield Result(f"{profile}: total at equal p95, worst", max(over), "ratio", tuple(over), Target(1.25, "max"), BOUND)
+
+
+def at_equal_cost(there: Mapping[str, dict[str, Judged]], profile: str) -> Iterator[Result]:
+    """On how many traces ours waits less than each other policy for no more device-seconds, and where it is worse."""
+    for other in COMPARED:
+        wins: dict[str, list[float]] = {"p95": [], "p99": [], "cold starts": []}
+        losses = 0
+        for policies in there.values():
+            theirs = policies[other].point
+            point = no_dearer(policies[OURS].tried, theirs.total_s)
+            pairs = {
+                "p95": (point.p95_s if point else np.inf, theirs.p95_s, SAME_S),
+                "p99": (point.p99_s if point else np.inf, theirs.p99_s, SAME_S),
+                "cold starts": (point.cold if point else np.inf, theirs.cold, 0.0),
+            }
+            for what, (mine, other_s, same) in pairs.items():
+                wins[what].append(float(lower(mine, other_s, same)))
+            losses += any(worse(*pair) for pair in pairs.values())
+        for what, won in wins.items():
+            name = f"{profile}: {what} lower at equal cost"
+            yield Result(name, float(np.mean(won)), "of traces", tuple(won), Target(0.8, "min"), other)
+        yield Result(f"{profile}: worse by more than 5 %", losses, "traces", (float(losses),), Target(0, "max"), other)
+
+
+def shown(trace: str, profile: str, policies: Mapping[str, Judged]) -> Table:
+    """The table of one trace and profile, each policy as chosen beforehand."""
+    table = Table(box=box.SIMPLE, title=f"{trace}, {profile}")
+    for heading in ("policy", "setting", "idle GPU-s", "total GPU-s", "wait p50", "p95", "p99", "cold", "in 1 s"):
+        table.add_column(heading, justify="left" if heading == "policy" else "right")
+    for name, each in policies.items():
+        table.add_row(name, f"{each.setting:g}", *cells(each.point))
+    return table
+
+
+def cells(point: Point) -> list[str]:
+    """The numbers of a row."""
+    waits = [f"{wait_s:.2f}" for wait_s in (point.p50_s, point.p95_s, point.p99_s)]
+    return [f"{point.idle_s:.0f}", f"{point.total_s:.0f}", *waits, str(point.cold), f"{point.soon:.1%}"]
+
+
+def remarks(judged: Table_) -> Iterator[str]:
+    """A line for every policy on every trace, and for every setting of ours."""
+    for (trace, profile), policies in judged.items():
+        for name, each in policies.items():
+            tried = each.tried if name in {OURS, WITHOUT_NEURAL} else {each.setting: each.point}
+            for setting, point in tried.items():
+                idle, total, p50, p95, p99, cold, soon = cells(point)
+                yield (
+                    f"{trace}, {profile}, {name} at {setting:g}: idle {idle} GPU-s, total {total} GPU-s, added wait "
+                    f"p50 {p50} s, p95 {p95} s, p99 {p99} s, cold {cold}, within 1 s {soon}"
+                )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""Forecasters for `autoscale.py` that are fitted once, before the part that is judged: ETS and NeuralProphet."""
+
+import logging
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from autoscaler.config import QUANTILES
+from autoscaler.errors import ForecastError
+from autoscaler.forecast import DAY_S
+from autoscaler.foretold import chosen
+from autoscaler.neural import Shape, fit, predict
+from autoscaler.types import Floats, Past
+
+FEWEST_DAYS = 3
+FIT_TIMEOUT_S = 240.0
+HOUR_S = 3600.0
+FEWEST = 10
+
+
+def ets(past: Past, fitted: int) -> Floats:
+    """Rates by ETS (Hyndman et al., as in statsforecast), [series, buckets]: its parameters are fitted on the first
+    ``fitted`` buckets, its states go on with what comes. Seasonal by the hour where there are days enough."""
+    from statsforecast.models import AutoETS  # noqa: PLC0415 - compiles for seconds
+
+    per_hour = max(1, round(HOUR_S / past.step_s)) if fitted * past.step_s >= FEWEST_DAYS * DAY_S else 1
+    season = 24 if per_hour > 1 or past.step_s == HOUR_S else 1
+    rates = np.full_like(past.counts, np.nan)
+    whole = past.buckets // per_hour * per_hour
+    for row, counts in enumerate(past.counts):
+        summed = counts[:whole].reshape(-1, per_hour).sum(axis=1)
+        if np.count_nonzero(summed[: fitted // per_hour]) < FEWEST:
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = AutoETS(season_length=season, model="ZZZ" if season > 1 else "ZZN").fit(summed[: fitted // per_hour])
+            said = model.forward(summed, h=1, fitted=True)["fitted"]
+        rates[row, :whole] = np.repeat(np.maximum(said, 0.0), per_hour) / (per_hour * past.step_s)
+    rates[:, :fitted] = np.nan
+    return rates
+
+
+def with_neural(names: tuple[str, ...], past: Past, fitted: int) -> Floats | None:
+    """Rates by whoever has forecast best, NeuralProphet among them; None where the trace is too short for it."""
+    if fitted * past.step_s < FEWEST_DAYS * DAY_S:
+        return None
+    shape = Shape(steps=1, quantiles=QUANTILES)
+    logging.disable(logging.WARNING)
+    try:
+        with tempfile.TemporaryDirectory() as directory:
+            version = fit(past.until(fitted), shape, Path(directory), timeout_s=FIT_TIMEOUT_S)
+            said = predict(version, past, shape, timeout_s=FIT_TIMEOUT_S)
+    except ForecastError as error:
+        print(f"NeuralProphet: {error}")  # noqa: T201 - a command's output
+        return None
+    finally:
+        logging.disable(logging.NOTSET)
+    said[:, :fitted] = np.nan
+    return chosen(names, past, said)
