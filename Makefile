@@ -8,7 +8,7 @@ TORCH := $(shell grep '^torch==' requirements.lock 2>/dev/null)
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 SOURCES := app deployments autoscaler storage tests
 
-.PHONY: help setup models serve serve-s3 test check format lock clean bench-throughput bench-coldstart bench-many-models bench-storage bench-storage-gpu bench-migration bench-partings bench-forecast bench-tenants stress stress-sleep
+.PHONY: help setup models serve serve-s3 test check format lock clean bench-throughput bench-coldstart bench-many-models bench-storage bench-storage-gpu bench-migration bench-partings bench-forecast bench-autoscale bench-tenants stress stress-sleep
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -75,10 +75,12 @@ stress: models ## 500 streams under 100 kills and 100 migrations, compared token
 stress-sleep: models ## a thousand sleeps and wakes of one engine: the same answers, no memory kept (about ten minutes)
 	FLASHSERVE_SLEEP_CYCLES=1000 $(BIN)/pytest tests/contract/test_sleep.py -k cycles
 
-TRACES ?= traces
-bench-forecast: setup ## forecasters and scaling policies on recorded traces, TRACES=directory (about half an hour)
+# Without TRACES: the samples in tests/data/traces.
+bench-autoscale: setup ## every scaling policy on recorded traces, TRACES=directory (about half an hour on one core)
+	$(BIN)/python tests/bench/autoscale.py $(TRACES)
+
+bench-forecast: setup ## how well forecasters forecast recorded demand, TRACES=directory (a few minutes)
 	$(BIN)/python tests/bench/forecast_error.py $(TRACES)
-	$(BIN)/python tests/bench/forecast.py $(TRACES)
 
 bench-storage: models ## how fast snapshots reach host memory and engines, beside the raw limits and others (ten minutes)
 	$(BIN)/python tests/bench/staging.py

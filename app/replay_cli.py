@@ -39,7 +39,7 @@ def run(  # noqa: PLR0913 - the options of a command
             raise typer.BadParameter(f"there is no '{name}'; there are {', '.join(known)}")
     arrivals = read_trace(trace, limit=max_requests)
     begin_s = learn * max(each.at_s[-1] for each in arrivals.values())
-    known = Known(gaps_of(arrivals, begin_s), foretell(arrivals))
+    beforehand = Known(gaps_of(arrivals, begin_s), foretell(arrivals))
     outcomes: dict[str, Outcome] = {}
     requests = sum(len(each.at_s) for each in arrivals.values())
     with Progress(console=Console(stderr=True), transient=True) as progress:
@@ -48,7 +48,7 @@ def run(  # noqa: PLR0913 - the options of a command
             value = POLICIES[name].default if setting is None else setting
             outcomes[name] = replay(
                 arrivals,
-                POLICIES[name].make(value, known),
+                POLICIES[name].make(value, beforehand),
                 PROFILES[profile],
                 slots,
                 begin_s=begin_s,

@@ -1,7 +1,8 @@
 """The policies that ours is measured against, each for one series, as ``SeriesPolicy``.
 
 Covers: Ray Serve's request-based policy, fixed keep-alive, the hybrid histogram (Shahrad et al., ATC 2020), layered
-keep-alive (RainbowCake, Yu et al., ASPLOS 2024), and scaling by any forecast. Does not cover: the clairvoyant bound (``clairvoyant``).
+keep-alive (RainbowCake, Yu et al., ASPLOS 2024), and scaling by any forecast. Does not cover: the clairvoyant bound
+(``clairvoyant``).
 """
 
 import itertools
@@ -14,7 +15,6 @@ import numpy as np
 
 from autoscaler.layers import AWAKE, Layer
 from autoscaler.policy import Decision, EngineAt, Load
-
 
 LAST_BEYOND, FEWEST_BEYOND, MARGIN_BEYOND = 9, 3, 0.15
 
@@ -187,7 +187,7 @@ class Layered(KeepAlive):
     window: int = 6
     _came_s: deque[float] = field(default_factory=deque)
 
-    def asked(self, level: int, at_s: float, idle_since_s: float | None) -> None:
+    def asked(self, level: int, at_s: float, idle_since_s: float | None) -> None:  # noqa: ARG002 - the protocol's
         """See ``SeriesPolicy``."""
         if level == 0:
             self._came_s.append(at_s)

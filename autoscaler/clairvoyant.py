@@ -5,7 +5,7 @@ slot. Does not cover: what could be saved by letting some wait.
 
 Each engine works in known intervals. In a gap between two of them it stays awake, or goes at once to some layer and
 comes back just in time, whichever takes least; gaps don't touch each other, so the sum of the least is the least.
-``tests/unit/test_clairvoyant.py`` holds it against trying everything.
+``tests/unit/test_replay.py`` holds it against trying everything.
 """
 
 import heapq

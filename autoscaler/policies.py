@@ -56,7 +56,7 @@ def _serve_tuned(downscale_delay_s: float, _known: Known) -> PolicyOf:
             upscale_delay_s=0.0,
             downscale_delay_s=downscale_delay_s,
             look_back_s=TUNED_LOOK_BACK_S,
-            interval_s=max(1.0, downscale_delay_s / 20),
+            interval_s=max(1.0, downscale_delay_s / 10),
         )
 
     return make
@@ -100,7 +100,7 @@ def ours(who: str, worth: float, known: Known) -> PolicyOf:
     )
 
 
-SETTINGS_OF_OURS = (0.1, 1.0, 3.0, 10.0, 20.0, 40.0, 80.0, 160.0, 400.0, 1000.0, 3000.0)
+SETTINGS_OF_OURS = (0.1, 3.0, 10.0, 30.0, 100.0, 200.0, 400.0, 1000.0, 3000.0, 10_000.0, 100_000.0)
 POLICIES: dict[str, Named] = {
     "serve": Named(_serve, (), 600.0, "s"),
     "serve-tuned": Named(_serve_tuned, (*KEEP_S[1:], 7200.0, 14400.0), 600.0, "s until scaled down"),

@@ -195,7 +195,9 @@ class Simulation:
         counted_s = np.maximum(0.0, np.minimum(spans[:, 3], until_s) - np.maximum(spans[:, 2], from_s)) * spans[:, 1]
         sums = np.bincount(spans[:, 0].astype(int), counted_s, len(SPENT))
         starts = [unasked for at_s, unasked in self._starts if from_s <= at_s < until_s or (last and at_s >= until_s)]
-        wrong = [(since_s, to_s) for since_s, to_s in self._wrong if from_s <= to_s < until_s or (last and to_s >= until_s)]
+        wrong = [
+            (since_s, to_s) for since_s, to_s in self._wrong if from_s <= to_s < until_s or (last and to_s >= until_s)
+        ]
         return Outcome(
             waits_s,
             dict(zip(SPENT, sums.tolist(), strict=True)),

@@ -14,13 +14,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from autoscaler.idle import BINS, EDGES_S, WIDTHS_S, bin_of
 from autoscaler.layers import AWAKE, Layer
 from autoscaler.types import Floats
 
 PATIENT_SHARE = 0.1
+NOBODY = 1e-9
+"""A chance that is less is none: dividing by it would lose its digits."""
 _EDGES_S: list[float] = EDGES_S.tolist()
-_WIDTHS_S: list[float] = WIDTHS_S.tolist()
 
 
 @dataclass(frozen=True)
@@ -85,22 +88,25 @@ def course(hazard: Floats, burst: float, layers: Sequence[Layer], worth: float, 
     change = [
         [max(0.0, ready_s[here] - ready_s[there]) if there < here else 0.0 for there in indices] for here in indices
     ]
+    exposed = hazard * WIDTHS_S
+    ends_of: list[float] = (-np.expm1(-exposed)).tolist()
+    spent_of: list[float] = np.where(
+        exposed > NOBODY, -np.expm1(-exposed) / np.maximum(hazard, 1e-300), WIDTHS_S
+    ).tolist()
     ahead = [0.0] * len(layers)
     moves: list[tuple[int, ...]] = []
-    for width_s, rate in zip(reversed(_WIDTHS_S), reversed(hazard.tolist()), strict=True):
-        exposed = rate * width_s
-        if exposed > 1e-9:  # noqa: PLR2004 - below it the division loses its digits
-            ends = -math.expm1(-exposed)
-            spent_s = ends / rate
-        else:
-            ends, spent_s = 0.0, width_s
-        stays = 1.0 - ends
-        here = [shares[i] * spent_s + ends * asked[i] + stays * ahead[i] for i in indices]
+    for ends, spent_s in zip(reversed(ends_of), reversed(spent_of), strict=True):
+        here = [shares[i] * spent_s + ends * asked[i] + (1.0 - ends) * ahead[i] for i in indices]
         best = []
         for i in indices:
-            costs = [here[j] + change[i][j] for j in indices]
             # A tie stays where it is.
-            best.append(min(indices, key=lambda j: (costs[j], j != i)))
+            to, least = i, here[i]
+            changes = change[i]
+            for j in indices:
+                cost = here[j] + changes[j]
+                if cost < least:
+                    to, least = j, cost
+            best.append(to)
+            ahead[i] = least
         moves.append(tuple(best))
-        ahead = [here[best[i]] + change[i][best[i]] for i in indices]
     return Course(tuple(reversed(moves)), ready_s)

@@ -35,7 +35,9 @@ def ets(past: Past, fitted: int) -> Floats:
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model = AutoETS(season_length=season, model="ZZZ" if season > 1 else "ZZN").fit(summed[: fitted // per_hour])
+            model = AutoETS(season_length=season, model="ZZZ" if season > 1 else "ZZN").fit(
+                summed[: fitted // per_hour]
+            )
             said = model.forward(summed, h=1, fitted=True)["fitted"]
         rates[row, :whole] = np.repeat(np.maximum(said, 0.0), per_hour) / (per_hour * past.step_s)
     rates[:, :fitted] = np.nan
@@ -53,7 +55,7 @@ def with_neural(names: tuple[str, ...], past: Past, fitted: int) -> Floats | Non
             version = fit(past.until(fitted), shape, Path(directory), timeout_s=FIT_TIMEOUT_S)
             said = predict(version, past, shape, timeout_s=FIT_TIMEOUT_S)
     except ForecastError as error:
-        print(f"NeuralProphet: {error}")  # noqa: T201 - a command's output
+        print(f"NeuralProphet: {error}")
         return None
     finally:
         logging.disable(logging.NOTSET)

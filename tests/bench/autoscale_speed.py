@@ -22,7 +22,7 @@ def speeds(replayed: int, spent_s: float) -> Iterator[Result]:
 
 
 def tick_ms() -> list[float]:
-    """Processor milliseconds of each tick of a planner with an hour's history of 1,000 models, three requests a minute."""
+    """Processor milliseconds of each tick of a planner that knows an hour of 1,000 models, three requests a minute."""
     planner = Planner(AutoscalingConfig())
     names = [f"m{number}" for number in range(MODELS)]
     planner.serves({name: Hosted("pool", 8) for name in names})

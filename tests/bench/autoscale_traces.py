@@ -12,8 +12,8 @@ from autoscaler.traces import Arrivals, Trace, read_trace
 SAMPLES = Path(__file__).parents[1] / "data" / "traces"
 NO_ARRIVALS = ("_meta", "_usage", "_latency", "_totals", "_client_tokens")
 """Files with such names describe others, or have no times."""
-MOST_OF_SERIES, MOST_REQUESTS = 10_000, 20_000
-MOST_OF_ONE = 500_000
+MOST_OF_SERIES, MOST_REQUESTS = 5_000, 30_000
+MOST_OF_ONE = 250_000
 """Series that long are read only where there are no others."""
 
 
@@ -26,7 +26,7 @@ def traces_in(directory: Path) -> Iterator[tuple[str, Trace, str]]:
         try:
             whole = _read(path)
         except TraceError as error:
-            print(f"{path.name} is left out: {error}")  # noqa: T201 - a command's output
+            print(f"{path.name} is left out: {error}")
             continue
         trace, every, of_one = thinned(whole)
         kept, there = (sum(len(each.at_s) for each in some.values()) for some in (trace, whole))

@@ -56,6 +56,11 @@ def lower(one: float, other: float, same: float = 0.0) -> bool:
     return one < other - same or (one <= same and other <= same)
 
 
+def higher(one: float, other: float, same: float = 0.0) -> bool:
+    """Whether ``one`` is higher."""
+    return one > other + same
+
+
 def worse(one: float, other: float, same: float = 0.0) -> bool:
     """Whether ``one`` is higher by more than 5 %, and by more than ``same``."""
     return one > 1.05 * other and one > other + same

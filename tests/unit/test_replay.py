@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoscaler.ahead import Ahead
-from autoscaler.baselines import ByForecast, HybridHistogram, KeepAlive, ServePolicy
+from autoscaler.baselines import ByForecast, HybridHistogram, KeepAlive, Layered, ServePolicy
 from autoscaler.clairvoyant import bound_of, busy_intervals, cheapest
 from autoscaler.layers import PROFILES, Layer, Profile
-from autoscaler.replay import Outcome, SeriesPolicy, Simulation, replay
+from autoscaler.replay import SPENT, Outcome, SeriesPolicy, Simulation, replay, replay_parts
 from autoscaler.traces import Arrivals
 
 PROFILE = Profile("test", (Layer("awake", 0, 1), Layer("asleep", 2, 0.1), Layer("dram", 10, 0)), "made up")
@@ -31,7 +31,8 @@ POLICIES: dict[str, Callable[[], SeriesPolicy]] = {
     ),
     "serve": lambda: ServePolicy(COLD, SLOTS),
     "keep-alive": lambda: KeepAlive(COLD, SLOTS, awake_s=30.0),
-    "layered": lambda: KeepAlive(COLD, SLOTS, rests=((1, 20.0), (2, 200.0))),
+    "stepwise": lambda: KeepAlive(COLD, SLOTS, rests=((1, 20.0), (2, 200.0))),
+    "layered": lambda: Layered(COLD, SLOTS, layers=PROFILE.layers, worth=20.0),
     "hybrid": lambda: HybridHistogram(COLD, SLOTS, ready_s=10.0),
     "by forecast": lambda: ByForecast(COLD, SLOTS, awake_s=30.0, expected_of=lambda now_s: now_s % 3),
 }
@@ -85,7 +86,7 @@ def test_another_future_changes_no_decision_before_it(
 
 def test_a_request_waits_for_what_its_layer_takes() -> None:
     arrivals = arrivals_of([1.0, 10.0, 100.0, 1000.0])
-    outcome = outcome_of(arrivals, POLICIES["layered"](), 3000.0)
+    outcome = outcome_of(arrivals, POLICIES["stepwise"](), 3000.0)
     assert outcome.waits_s.tolist() == pytest.approx([10.0, 4.0, 2.0, 10.0], abs=4.0)
     assert outcome.starts == 3
     assert outcome.cold_requests == 4 - (outcome.waits_s == 0).sum()
@@ -120,6 +121,21 @@ def test_of_a_replay_only_what_comes_after_the_beginning_counts() -> None:
     outcome = replay(trace, lambda *_: POLICIES["keep-alive"](), PROFILE, SLOTS, begin_s=500.0)
     assert len(outcome.waits_s) == sum(int((each.at_s >= 500).sum()) for each in trace.values())
     assert outcome.total_s <= 2 * 2 * 500
+
+
+@settings(max_examples=15, deadline=None)
+@given(gaps_s=gaps, cut_s=st.floats(0, 5000))
+@every_policy
+def test_parts_of_a_replay_are_the_whole(
+    policy_of: Callable[[], SeriesPolicy], gaps_s: list[float], cut_s: float
+) -> None:
+    trace = {"a": arrivals_of([*gaps_s, 6000.0])}
+    whole = replay(trace, lambda *_: policy_of(), PROFILE, SLOTS)
+    parts = replay_parts(trace, lambda *_: policy_of(), PROFILE, SLOTS, [(0.0, cut_s), (cut_s, math.inf)])
+    assert np.concatenate([each.waits_s for each in parts]).tolist() == whole.waits_s.tolist()
+    assert sum(each.starts for each in parts) == whole.starts
+    for kind in SPENT:
+        assert sum(each.spent_s[kind] for each in parts) == pytest.approx(whole.spent_s[kind])
 
 
 def least_by_trying(intervals: list[tuple[float, float]]) -> float:

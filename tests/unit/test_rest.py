@@ -15,7 +15,9 @@ from autoscaler.rest import course
 LAYERS = PROFILES["gpu-7b"].layers
 
 
-def expected_cost(plan: tuple[int, ...], hazard: np.ndarray, widths: list[float], burst: float, worth: float) -> float:
+def expected_cost(  # noqa: PLR0913, PLR0917 - a case
+    plan: tuple[int, ...], hazard: np.ndarray, widths: list[float], burst: float, worth: float, patience_s: float
+) -> float:
     """What following ``plan`` (a layer for each bin) costs on average, reckoned forwards."""
     alive, cost, before = 1.0, 0.0, AWAKE
     for layer, rate, width_s in zip(plan, hazard, widths, strict=True):
@@ -23,7 +25,9 @@ def expected_cost(plan: tuple[int, ...], hazard: np.ndarray, widths: list[float]
             cost += alive * (LAYERS[before].ready_s - LAYERS[layer].ready_s)
         ends = 1.0 - np.exp(-rate * width_s)
         cost += alive * LAYERS[layer].device_share * (ends / rate if rate else width_s)
-        cost += alive * ends * LAYERS[layer].ready_s * (worth * burst + 1)
+        ready_s = LAYERS[layer].ready_s
+        felt_s = ready_s / 10 if ready_s < patience_s else patience_s / 10 + ready_s - patience_s
+        cost += alive * ends * (felt_s * worth * burst + ready_s)
         alive *= 1.0 - ends
         before = layer
     return cost
@@ -34,21 +38,23 @@ def expected_cost(plan: tuple[int, ...], hazard: np.ndarray, widths: list[float]
     hazard=st.lists(st.sampled_from([0.0, 1e-3, 0.01, 0.1, 1.0]), min_size=5, max_size=5),
     burst=st.sampled_from([1.0, 7.0]),
     worth=st.sampled_from([0.5, 5.0, 50.0]),
+    patience_s=st.sampled_from([0.0, 1.0, 5.0]),
 )
-def test_no_course_costs_less(hazard: list[float], burst: float, worth: float) -> None:
+def test_no_course_costs_less(hazard: list[float], burst: float, worth: float, patience_s: float) -> None:
     widths = [3.0, 5.0, 9.0, 17.0, 33.0]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rest, "_WIDTHS_S", widths)
-        found = course(np.array(hazard), burst, LAYERS, worth)
+        patch.setattr(rest, "WIDTHS_S", np.array(widths))
+        found = course(np.array(hazard), burst, LAYERS, worth, patience_s)
     layer, followed = AWAKE, []
     for moves in found.moves:
         layer = moves[layer]
         followed.append(layer)
     rates = np.array(hazard)
     least = min(
-        expected_cost(plan, rates, widths, burst, worth) for plan in itertools.product(range(len(LAYERS)), repeat=5)
+        expected_cost(plan, rates, widths, burst, worth, patience_s)
+        for plan in itertools.product(range(len(LAYERS)), repeat=5)
     )
-    assert expected_cost(tuple(followed), rates, widths, burst, worth) == pytest.approx(least)
+    assert expected_cost(tuple(followed), rates, widths, burst, worth, patience_s) == pytest.approx(least)
 
 
 def hazard_of(*gaps_s: float) -> np.ndarray:
@@ -91,3 +97,9 @@ def test_dearer_waiting_never_makes_an_engine_rest_colder(age_s: float, worth: f
 def test_a_profile_in_the_wrong_order_is_refused(layers: tuple[Layer, ...]) -> None:
     with pytest.raises(ValueError, match="wrong"):
         Profile("wrong", layers, "")
+
+
+def test_a_wait_that_is_hardly_minded_keeps_nobody_awake() -> None:
+    hazard = np.full(BINS, 0.02)
+    patient, hasty = (course(hazard, 1.0, LAYERS, 100.0, patience_s).layer_at(5.0, AWAKE) for patience_s in (1.0, 0.0))
+    assert (patient, hasty) == (1, AWAKE), "0.6 s of waking weigh a tenth, or whole"
