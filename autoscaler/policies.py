@@ -20,9 +20,12 @@ from autoscaler.replay import PolicyOf, SeriesPolicy
 from autoscaler.traces import Trace
 
 KEEP_S = (0.0, 10.0, 60.0, 300.0, 600.0, 1800.0, 3600.0)
+LONGER_S = (7200.0, 14400.0)
 TUNED_LOAD = 0.8
 TUNED_LOOK_BACK_S = 2.0
 READY_EARLY_S = 1.0
+BESIDE_S = (0.0, 60.0, 600.0, 3600.0)
+"""Times awake beside what a forecast wants."""
 
 
 @dataclass(frozen=True)
@@ -100,14 +103,17 @@ def ours(who: str, worth: float, known: Known) -> PolicyOf:
     )
 
 
-SETTINGS_OF_OURS = (0.1, 3.0, 10.0, 30.0, 100.0, 200.0, 400.0, 1000.0, 3000.0, 10_000.0, 100_000.0)
+SETTINGS_OF_OURS = (
+    *(0.1, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0),
+    *(1e3, 2e3, 5e3, 1e4, 3e4, 1e5, 1e6),
+)
 POLICIES: dict[str, Named] = {
     "serve": Named(_serve, (), 600.0, "s"),
-    "serve-tuned": Named(_serve_tuned, (*KEEP_S[1:], 7200.0, 14400.0), 600.0, "s until scaled down"),
+    "serve-tuned": Named(_serve_tuned, (*KEEP_S[1:], *LONGER_S), 600.0, "s until scaled down"),
     "keep-alive": Named(_keep_alive, KEEP_S, 600.0, "s awake"),
     "hybrid": Named(_hybrid, (900.0, 3600.0, 14400.0), 14400.0, "s of histogram"),
-    "layered": Named(_layered, (1.0, 10.0, 30.0, 100.0, 249.0, 1000.0, 5000.0), 249.0, "device-s a second of start"),
-    "seasonal-naive": Named(partial(by_forecast, NAIVE), KEEP_S, 600.0, "s awake"),
+    "layered": Named(_layered, (1.0, 10.0, 50.0, 249.0, 1000.0, 5000.0), 249.0, "device-s a second of start"),
+    "seasonal-naive": Named(partial(by_forecast, NAIVE), BESIDE_S, 600.0, "s awake"),
     "ours": Named(partial(ours, CHOSEN), SETTINGS_OF_OURS, 20.0, "device-s a second of waiting"),
 }
 

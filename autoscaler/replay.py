@@ -118,9 +118,13 @@ def replay_parts(  # noqa: PLR0913 - what is replayed, how, and which parts coun
     *,
     progress: Callable[[int], None] | None = None,
 ) -> list[Outcome]:
-    """Replay every series once, to the end of the last part; return the outcome of each part (from, until, in s)."""
+    """Replay every series once; return the outcome of each part (from, until, in s).
+
+    The end of the last part is the replay's; if infinite, it is the last request of the trace.
+    """
     outcomes: list[list[Outcome]] = [[] for _ in parts]
-    horizon_s = min(parts[-1][1], max(float(each.at_s[-1]) for each in trace.values()))
+    end_s = parts[-1][1]
+    horizon_s = end_s if math.isfinite(end_s) else max(float(each.at_s[-1]) for each in trace.values())
     for name, arrivals in trace.items():
         known = arrivals.until(parts[-1][1])
         simulation = Simulation(known, policy_of(name, profile, slots), profile, slots, parts[0][0], horizon_s)

@@ -10,6 +10,7 @@ Usage: python tests/bench/autoscale.py [TRACES] [--profiles gpu-7b,gpu-7b-s3] [-
 """
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -31,8 +32,8 @@ from rich.table import Table
 from autoscaler.clairvoyant import bound
 from autoscaler.foretold import CHOSEN, foretell, past_of
 from autoscaler.layers import PROFILES, Profile
-from autoscaler.policies import KEEP_S, POLICIES, SETTINGS_OF_OURS, Known, Named, by_forecast, gaps_of, ours
-from autoscaler.replay import Outcome, replay_parts
+from autoscaler.policies import BESIDE_S, POLICIES, SETTINGS_OF_OURS, Known, Named, by_forecast, gaps_of, ours
+from autoscaler.replay import Outcome, replay_parts, total
 from autoscaler.traces import Trace
 from autoscaler.types import Floats, Past
 
@@ -45,10 +46,8 @@ LESS_IDLE, NEAR_BOUND = Target(0.32, "min"), Target(1.25, "max")
 MOSTLY, NOWHERE = Target(0.8, "min"), Target(0, "max")
 UNREACHED = 999.0
 FIXED_S = (60.0, 600.0, 3600.0)
-FURTHER = {
-    "ets": Named(partial(by_forecast, ETS), KEEP_S, 600.0, "s awake"),
-    OURS: Named(partial(ours, NEURAL), SETTINGS_OF_OURS, 20.0, "device-s a second of waiting"),
-}
+BY_ETS = Named(partial(by_forecast, ETS), BESIDE_S, 600.0, "s awake")
+WITH_NEURAL = Named(partial(ours, NEURAL), SETTINGS_OF_OURS, 20.0, "device-s a second of waiting")
 COMPARED = (
     "serve", REACTIVE, "keep-alive 60", "keep-alive 600", "keep-alive 3600", "hybrid", "layered",
             "seasonal-naive", "ets", WITHOUT_NEURAL)  # fmt: skip
@@ -78,7 +77,7 @@ def main() -> int:
     judged: Table_ = {}
     multi: set[str] = set()
     notes = [f"{name}: {PROFILES[name].source}" for name in options.profiles.split(",")]
-    replayed, began_s = 0, time.monotonic()
+    replayed, spent_s = 0, 0.0
     with Progress(console=wide_console()) as progress:
         task = progress.add_task("replaying", total=None)
         for name, trace, remark in traces_in(options.traces):
@@ -89,10 +88,10 @@ def main() -> int:
             notes.append(f"{name}: {remark}" + ("" if neural else "; too short for NeuralProphet"))
             multi |= {name} if len(trace) > 1 else set()
             for profile in profiles:
-                judged[name, profile.name], runs = judge(trace, profile, known, neural=neural)
-                replayed += runs * sum(len(each.at_s) for each in trace.values())
+                began_s = time.process_time()
+                judged[name, profile.name], requests = judge(trace, profile, known)
+                replayed, spent_s = replayed + requests, spent_s + time.process_time() - began_s
                 progress.console.print(shown(name, profile.name, judged[name, profile.name]))
-    spent_s = time.monotonic() - began_s
     found = [*results(judged, multi), *speeds(replayed, spent_s)]
     report = make_report(NAME, found, [*notes, *remarks(judged)])
     write_report(report)
@@ -128,28 +127,54 @@ def knowledge(trace: Trace) -> tuple[Known, bool]:
     return Known(gaps_of(trace, TUNE_FROM * end_s), foretold), neural[0]
 
 
-def judge(trace: Trace, profile: Profile, known: Known, *, neural: bool) -> tuple[dict[str, Judged], int]:
-    """Replays every setting of every policy once; returns what they come to, and how many replays that took."""
-    end_s = max(float(each.at_s[-1]) for each in trace.values())
+def judge(trace: Trace, profile: Profile, known: Known) -> tuple[dict[str, Judged], int]:
+    """Replays every setting of every policy; returns what they come to, and how many requests were replayed for it."""
+    end_s = math.nextafter(max(float(each.at_s[-1]) for each in trace.values()), math.inf)
     parts = [(TUNE_FROM * end_s, JUDGE_FROM * end_s), (JUDGE_FROM * end_s, end_s)]
-    policies = {(WITHOUT_NEURAL if name == OURS else name): each for name, each in POLICIES.items()} | FURTHER
+    alike, unlike = told_apart(trace, known)
     found: dict[str, Judged] = {}
-    runs = 0
-    for name, policy in policies.items():
-        if name == OURS and not neural:
-            found[name] = found[WITHOUT_NEURAL]
-            continue
-        tuning, judging = {}, {}
-        for setting in policy.settings or (policy.default,):
-            first, second = replay_parts(trace, policy.make(setting, known), profile, SLOTS, parts)
-            tuning[setting], judging[setting] = point_of(first), point_of(second)
-            runs += 1
-        found[name] = Judged(judging, chosen(tuning))
+    replayed = 0
+
+    def points(policy: Named, some: Trace) -> dict[float, list[Outcome]]:
+        nonlocal replayed
+        settings = policy.settings or (policy.default,)
+        replayed += len(settings) * sum(len(each.at_s) for each in some.values())
+        return {each: replay_parts(some, policy.make(each, known), profile, SLOTS, parts) for each in settings}
+
+    for name, policy in (POLICIES | {"ets": BY_ETS}).items():
+        if name != OURS:
+            found[name] = judged_by(points(policy, trace))
+    # Series of which NeuralProphet is not believed come out the same with and without it.
+    same = points(POLICIES[OURS], alike)
+    for name, policy in ((WITHOUT_NEURAL, POLICIES[OURS]), (OURS, WITH_NEURAL)):
+        other = points(policy, unlike)
+        found[name] = judged_by(
+            {setting: [total(pair) for pair in zip(same[setting], other[setting], strict=True)] for setting in same}
+        )
     for awake_s in FIXED_S:
         found[f"keep-alive {awake_s:g}"] = Judged(found["keep-alive"].tried, awake_s)
     del found["keep-alive"]
-    found[BOUND] = Judged({0.0: point_of(bound(trace, profile, SLOTS, begin_s=parts[1][0]))}, 0.0)
-    return found, runs
+    found[BOUND] = Judged({0.0: point_of(bound(trace, profile, SLOTS, begin_s=parts[1][0], end_s=end_s))}, 0.0)
+    return found, replayed
+
+
+def told_apart(trace: Trace, known: Known) -> tuple[Trace, Trace]:
+    """The series whose rates NeuralProphet changes nothing of, and the others."""
+    rates = known.foretold.rates
+    apart = {
+        name
+        for name, one, other in zip(known.foretold.names, rates[CHOSEN], rates[NEURAL], strict=True)
+        if not np.array_equal(one, other, equal_nan=True)
+    }
+    return {name: trace[name] for name in trace if name not in apart}, {
+        name: trace[name] for name in trace if name in apart
+    }
+
+
+def judged_by(outcomes: Mapping[float, list[Outcome]]) -> Judged:
+    """Every setting as it was judged, and the one chosen by the part before."""
+    setting = chosen({setting: point_of(first) for setting, (first, _) in outcomes.items()})
+    return Judged({setting: point_of(second) for setting, (_, second) in outcomes.items()}, setting)
 
 
 def point_of(outcome: Outcome) -> Point:

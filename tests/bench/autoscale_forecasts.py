@@ -35,7 +35,7 @@ def ets(past: Past, fitted: int) -> Floats:
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model = AutoETS(season_length=season, model="ZZZ" if season > 1 else "ZZN").fit(
+            model = AutoETS(season_length=season, model="ZNZ" if season > 1 else "ZZN").fit(
                 summed[: fitted // per_hour]
             )
             said = model.forward(summed, h=1, fitted=True)["fitted"]

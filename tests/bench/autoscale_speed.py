@@ -14,10 +14,10 @@ MODELS, TICKS, HOUR_S = 1000, 30, 3600.0
 
 
 def speeds(replayed: int, spent_s: float) -> Iterator[Result]:
-    """Milliseconds of a tick for 1,000 models; millions of requests a minute, of what this bench has replayed."""
+    """Milliseconds of a tick for 1,000 models; millions of requests a processor minute, of what was replayed."""
     yield median_result("a tick for 1,000 models", tick_ms(), "ms", Target(50.0, "max"))
     per_minute = replayed / spent_s * 60 / 1e6
-    name = "replayed in a minute, forecasts and all"
+    name = "replayed in a minute, all policies"
     yield Result(name, per_minute, "million requests", (per_minute,), Target(1.0, "min"))
 
 
