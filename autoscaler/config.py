@@ -18,7 +18,7 @@ class AutoscalingConfig(BaseModel):
     quantile: float = Field(0.9, gt=0.5, lt=1, description="of demand, that capacity is kept for")
     refit_s: float = Field(900.0, gt=0, description="seconds between fits of the seasonal model")
     waiting_worth: float = Field(
-        20.0, gt=0, description="seconds a device may idle to save one request one second of waiting"
+        100.0, gt=0, description="seconds a device may idle to save one request one second of waiting"
     )
     patience_s: float = Field(
         PATIENCE_S, ge=0, description="waiting that users hardly mind: the first so many seconds of it weigh a tenth"

@@ -18,6 +18,8 @@ SHARE_OF_NEW = 0.1
 OWN_GAPS = 5
 """A level with fewer gaps of its own goes by the rate."""
 MAX_LEVELS = 512
+SCATTERED, SCATTERED_GAPS = Gaps(np.ones(BINS)), 2.0
+"""What is believed of a further level that was asked for a few times: any gap, each octave alike, from seconds on."""
 
 
 @dataclass
@@ -89,7 +91,11 @@ class Habits:
         if own is None or own.seen < OWN_GAPS:
             if expected_per_s is not None or level > 0:
                 rate_per_s = self.rate_per_s if expected_per_s is None else expected_per_s
-                return np.full(BINS, overflow_per_s(rate_per_s, self.service_s, level * slots))
+                overflow = np.full(BINS, overflow_per_s(rate_per_s, self.service_s, level * slots))
+                if level == 0 or own is None:
+                    return overflow
+                # Bursts come again sooner than a mean rate says.
+                return np.maximum(overflow, hazard_per_s(own, SCATTERED, SCATTERED_GAPS))
             return hazard_per_s(own or Gaps.none(), prior)
         hazard = hazard_per_s(own, prior if level == 0 else None)
         return hazard * self.surge(level, slots, expected_per_s)

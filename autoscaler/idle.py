@@ -73,15 +73,15 @@ class Gaps:
         return self.weights if self.punctual > 0 else np.convolve(self.weights, KERNEL, "same").astype(np.float64)
 
 
-def hazard_per_s(gaps: Gaps, prior: Gaps | None) -> Floats:
+def hazard_per_s(gaps: Gaps, prior: Gaps | None, counts_as: float = PRIOR_GAPS) -> Floats:
     """Return [bins]: the chance a second that a gap which has lasted until this bin ends in it.
 
     The actuarial estimate: gaps that end in the bin, over the time that gaps spend in it, those that end there half of
-    it. ``prior`` counts as ``PRIOR_GAPS`` gaps.
+    it. ``prior`` counts as ``counts_as`` gaps.
     """
     weights = gaps.likely()
     if prior is not None and (total := float(prior.weights.sum())) > 0:
-        weights = weights + prior.weights * (PRIOR_GAPS / total)
+        weights = weights + prior.weights * (counts_as / total)
     reached = np.cumsum(weights[::-1])[::-1]
     exposed = (reached - 0.5 * weights) * WIDTHS_S
     # Where no gap has ever been so long, the next arrival is taken to be as far away as the quiet has lasted.

@@ -114,7 +114,7 @@ POLICIES: dict[str, Named] = {
     "hybrid": Named(_hybrid, (900.0, 3600.0, 14400.0), 14400.0, "s of histogram"),
     "layered": Named(_layered, (1.0, 10.0, 50.0, 249.0, 1000.0, 5000.0), 249.0, "device-s a second of start"),
     "seasonal-naive": Named(partial(by_forecast, NAIVE), BESIDE_S, 600.0, "s awake"),
-    "ours": Named(partial(ours, CHOSEN), SETTINGS_OF_OURS, 20.0, "device-s a second of waiting"),
+    "ours": Named(partial(ours, CHOSEN), SETTINGS_OF_OURS, 100.0, "device-s a second of waiting"),
 }
 
 

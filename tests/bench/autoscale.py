@@ -47,7 +47,7 @@ MOSTLY, NOWHERE = Target(0.8, "min"), Target(0, "max")
 UNREACHED = 999.0
 FIXED_S = (60.0, 600.0, 3600.0)
 BY_ETS = Named(partial(by_forecast, ETS), BESIDE_S, 600.0, "s awake")
-WITH_NEURAL = Named(partial(ours, NEURAL), SETTINGS_OF_OURS, 20.0, "device-s a second of waiting")
+WITH_NEURAL = Named(partial(ours, NEURAL), SETTINGS_OF_OURS, 100.0, "device-s a second of waiting")
 COMPARED = (
     "serve", REACTIVE, "keep-alive 60", "keep-alive 600", "keep-alive 3600", "hybrid", "layered",
             "seasonal-naive", "ets", WITHOUT_NEURAL)  # fmt: skip

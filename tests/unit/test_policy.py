@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoscaler.habits import Habits, overflow_per_s
-from autoscaler.idle import BINS
+from autoscaler.idle import BINS, WIDTHS_S, bin_of
 from autoscaler.layers import AWAKE, PROFILES
 from autoscaler.policy import EngineAt, Load, decide
 from autoscaler.rest import Course, course
@@ -105,6 +105,16 @@ def test_overflow_is_littles_law_and_poisson(rate_per_s: float, service_s: float
     assert overflow_per_s(rate_per_s, service_s, room) == pytest.approx(
         rate_per_s * (in_hand >= room).mean(), rel=0.15, abs=1e-4
     )
+
+
+def test_a_further_engine_that_a_burst_has_needed_once_is_expected_again() -> None:
+    habits = Habits(window_s=5.0)
+    habits.rate_per_s = 0.001
+    habits.asked(1, 100.0, None)
+    asked_once, never_asked = (habits.hazard_per_s(level, 4, None, None) for level in (1, 2))
+    survived = np.exp(-np.cumsum(asked_once * WIDTHS_S))
+    assert 0.4 < 1 - survived[bin_of(3600.0)] < 0.8
+    assert never_asked.max() < 1e-6
 
 
 @given(expected=st.one_of(st.none(), st.floats(0, 1e4)), rate=st.floats(0, 1e4), level=st.integers(0, 5))
