@@ -30,6 +30,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from autoscaler.clairvoyant import bound
+from autoscaler.config import AutoscalingConfig
 from autoscaler.foretold import CHOSEN, foretell, past_of
 from autoscaler.layers import PROFILES, Profile
 from autoscaler.policies import BESIDE_S, POLICIES, SETTINGS_OF_OURS, Known, Named, by_forecast, gaps_of, ours
@@ -45,6 +46,7 @@ ETS, NEURAL = "ETS", "with NeuralProphet"
 LESS_IDLE, NEAR_BOUND = Target(0.32, "min"), Target(1.25, "max")
 MOSTLY, NOWHERE = Target(0.8, "min"), Target(0, "max")
 UNREACHED = 999.0
+LIVE = AutoscalingConfig().waiting_worth
 FIXED_S = (60.0, 600.0, 3600.0)
 BY_ETS = Named(partial(by_forecast, ETS), BESIDE_S, 600.0, "s awake")
 WITH_NEURAL = Named(partial(ours, NEURAL), SETTINGS_OF_OURS, 100.0, "device-s a second of waiting")
@@ -208,7 +210,7 @@ def at_equal_waiting(there: Mapping[str, dict[str, Judged]], profile: str) -> It
     """
     saved: dict[str, list[float]] = {"at equal p95": [], "with p95 in 1 s": []}
     over: dict[str, list[float]] = {how: [] for how in saved}
-    soon = []
+    soon: dict[str, list[float]] = {"as set before": [], f"at the live {LIVE:g}": []}
     for trace, policies in there.items():
         p95_s, least_s = policies[REACTIVE].point.p95_s, policies[BOUND].point.total_s
         for how, limit_s in zip(saved, (p95_s, max(p95_s, SOON_S)), strict=True):
@@ -221,12 +223,14 @@ def at_equal_waiting(there: Mapping[str, dict[str, Judged]], profile: str) -> It
             where = f"{trace}, {profile}, {how} ({limit_s:.2f} s)"
             yield Result(f"{where}: idle saved", share, "share", (share,), LESS_IDLE, REACTIVE)
             yield Result(f"{where}: total", ratio, "ratio", (ratio,), NEAR_BOUND, BOUND)
-        soon.append(policies[OURS].point.soon)
+        for how, setting in zip(soon, (policies[OURS].setting, LIVE), strict=True):
+            soon[how].append(policies[OURS].tried[setting].soon)
     for how, shares in saved.items():
         yield Result(f"{profile}, {how}: idle saved, least", min(shares), "share", tuple(shares), LESS_IDLE, REACTIVE)
         worst = max(over[how])
         yield Result(f"{profile}, {how}: total, worst", worst, "ratio", tuple(over[how]), NEAR_BOUND, BOUND)
-    yield Result(f"{profile}: in 1 s as set before, least", min(soon), "share", tuple(soon), Target(0.95, "min"))
+    for how, shares in soon.items():
+        yield Result(f"{profile}: in 1 s {how}, least", min(shares), "share", tuple(shares), Target(0.95, "min"))
 
 
 def at_equal_cost(there: Mapping[str, dict[str, Judged]], profile: str) -> Iterator[Result]:
