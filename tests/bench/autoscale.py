@@ -69,14 +69,14 @@ class Judged:
 
 
 Key = tuple[str, str]
-Table_ = dict[Key, dict[str, Judged]]
+Verdicts = dict[Key, dict[str, Judged]]
 
 
 def main() -> int:
     """Runs the bench; returns 0 however the targets turn out."""
     options = parse_options()
     profiles = [PROFILES[name] for name in options.profiles.split(",")]
-    judged: Table_ = {}
+    judged: Verdicts = {}
     multi: set[str] = set()
     notes = [f"{name}: {PROFILES[name].source}" for name in options.profiles.split(",")]
     replayed, spent_s = 0, 0.0
@@ -193,7 +193,7 @@ def point_of(outcome: Outcome) -> Point:
     )
 
 
-def results(judged: Table_, multi: set[str]) -> Iterator[Result]:
+def results(judged: Verdicts, multi: set[str]) -> Iterator[Result]:
     """The comparisons with their targets: by profile over the traces, and each trace's as samples."""
     for profile in dict.fromkeys(profile for _, profile in judged):
         there = {trace: policies for (trace, each), policies in judged.items() if each == profile}
@@ -275,7 +275,7 @@ def cells(point: Point) -> list[str]:
     return [f"{point.idle_s:.0f}", f"{point.total_s:.0f}", *waits, str(point.cold), f"{point.soon:.1%}"]
 
 
-def remarks(judged: Table_) -> Iterator[str]:
+def remarks(judged: Verdicts) -> Iterator[str]:
     """A line for every policy on every trace, and for every setting of ours."""
     for (trace, profile), policies in judged.items():
         for name, each in policies.items():
