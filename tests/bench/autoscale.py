@@ -240,6 +240,7 @@ def at_equal_cost(there: Mapping[str, dict[str, Judged]], profile: str) -> Itera
     """
     for other in COMPARED:
         signs: dict[str, list[float]] = {"p95": [], "p99": [], "cold starts": []}
+        later = []
         losses = []
         for policies in there.values():
             theirs = policies[other].point
@@ -253,9 +254,14 @@ def at_equal_cost(there: Mapping[str, dict[str, Judged]], profile: str) -> Itera
             for what, pair in pairs.items():
                 signs[what].append(float(lower(*pair)) - float(higher(*pair)))
             losses.append(float(any(worse(*pair) for pair in pairs.values())))
+            late = (1.0 - point.soon if point else np.inf, 1.0 - theirs.soon)
+            later.append(float(lower(*late)) - float(higher(*late)))
         for what, each in signs.items():
             share = float(np.mean(np.array(each) > 0))
             yield Result(f"{profile}, equal cost: {what} lower", share, "of traces", tuple(each), MOSTLY, other)
+        # A cold start is any wait for an engine, be it half a second of waking: so how many are felt is told too.
+        share = float(np.mean(np.array(later) > 0))
+        yield Result(f"{profile}, equal cost: fewer wait over 1 s", share, "of traces", tuple(later), None, other)
         yield Result(f"{profile}, equal cost: > 5 % worse", sum(losses), "traces", tuple(losses), NOWHERE, other)
 
 
