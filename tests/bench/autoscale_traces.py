@@ -12,7 +12,7 @@ from autoscaler.traces import Arrivals, Trace, read_trace
 SAMPLES = Path(__file__).parents[1] / "data" / "traces"
 NO_ARRIVALS = ("_meta", "_usage", "_latency", "_totals", "_client_tokens")
 """Files with such names describe others, or have no times."""
-MOST_OF_SERIES, MOST_REQUESTS = 5_000, 16_000
+MOST_OF_SERIES, MOST_REQUESTS = 5_000, 12_000
 MOST_OF_ONE = 250_000
 """Series that long are read only where there are no others."""
 
