@@ -16,6 +16,7 @@ import numpy as np
 from autoscaler.layers import AWAKE, Layer
 from autoscaler.policy import Decision, EngineAt, Load
 
+SHORTEST_LOOK_S = 1e-3
 LAST_BEYOND, FEWEST_BEYOND, MARGIN_BEYOND = 9, 3, 0.15
 
 
@@ -50,6 +51,11 @@ class ServePolicy(_Deaf):
     _wants_since_s: float | None = None
     _direction: int = 0
 
+    def asked(self, level: int, at_s: float, idle_since_s: float | None) -> None:  # noqa: ARG002 - the protocol's
+        """See ``SeriesPolicy``. A request that needs all of the target ends the wait for fewer, as a report would."""
+        if self._direction < 0 and math.ceil((level * self.slots + 1) / self.target_ongoing) >= self._target:
+            self._direction = 0
+
     def decide(self, engines: list[EngineAt], load: Load, now_s: float) -> Decision:
         """See ``SeriesPolicy``."""
         ongoing = load.in_hand + load.queued
@@ -65,8 +71,15 @@ class ServePolicy(_Deaf):
         layers = tuple(
             AWAKE if level < self._target else self.coldest for level in range(max(self._target, len(engines)))
         )
-        look_s = now_s + self.interval_s if self._target or ongoing else math.inf
-        return Decision(layers, self._target, 0, "Serve's policy", look_s)
+        return Decision(layers, self._target, 0, "Serve's policy", self._look_s(ongoing, now_s))
+
+    def _look_s(self, ongoing: int, now_s: float) -> float:
+        """Return when the next report may change anything: while nobody asks, only the end of a delay does."""
+        if ongoing or any(number for _, number in self._samples):
+            return now_s + self.interval_s
+        if self._target == 0 or self._direction == 0 or self._wants_since_s is None:
+            return now_s + self.interval_s if self._target else math.inf
+        return max(now_s + SHORTEST_LOOK_S, self._wants_since_s + self.downscale_delay_s)
 
     def _apply(self, desired: int, now_s: float) -> None:
         direction = (desired > self._target) - (desired < self._target)

@@ -24,6 +24,8 @@ LONGER_S = (7200.0, 14400.0)
 TUNED_LOAD = 0.8
 TUNED_LOOK_BACK_S = 2.0
 READY_EARLY_S = 1.0
+LAYERS_KEPT = 10
+"""Stepwise keep-alive: how much longer an engine is asleep than awake, and a minute."""
 BESIDE_S = (0.0, 60.0, 600.0, 3600.0)
 """Times awake beside what a forecast wants."""
 
@@ -59,7 +61,7 @@ def _serve_tuned(downscale_delay_s: float, _known: Known) -> PolicyOf:
             upscale_delay_s=0.0,
             downscale_delay_s=downscale_delay_s,
             look_back_s=TUNED_LOOK_BACK_S,
-            interval_s=max(1.0, downscale_delay_s / 10),
+            interval_s=TUNED_LOOK_BACK_S,
         )
 
     return make
@@ -71,6 +73,14 @@ def _keep_alive(awake_s: float, _known: Known) -> PolicyOf:
 
 def _layered(worth: float, _known: Known) -> PolicyOf:
     return lambda _name, profile, slots: Layered(profile.coldest, slots, layers=profile.layers, worth=worth)
+
+
+def _stepwise(awake_s: float, _known: Known) -> PolicyOf:
+    def make(_name: str, profile: Profile, slots: int) -> SeriesPolicy:
+        kept = ((1, awake_s), (profile.coldest, LAYERS_KEPT * awake_s + 60)) if profile.coldest > 1 else ((1, awake_s),)
+        return KeepAlive(profile.coldest, slots, rests=kept)
+
+    return make
 
 
 def _hybrid(range_s: float, _known: Known) -> PolicyOf:
@@ -113,6 +123,7 @@ POLICIES: dict[str, Named] = {
     "keep-alive": Named(_keep_alive, KEEP_S, 600.0, "s awake"),
     "hybrid": Named(_hybrid, (900.0, 3600.0, 14400.0), 14400.0, "s of histogram"),
     "layered": Named(_layered, (1.0, 10.0, 50.0, 249.0, 1000.0, 5000.0), 249.0, "device-s a second of start"),
+    "stepwise": Named(_stepwise, (0.0, 1.0, 10.0, 60.0, 300.0, 1800.0), 60.0, "s awake"),
     "seasonal-naive": Named(partial(by_forecast, NAIVE), BESIDE_S, 600.0, "s awake"),
     "ours": Named(partial(ours, CHOSEN), SETTINGS_OF_OURS, 100.0, "device-s a second of waiting"),
 }

@@ -51,8 +51,9 @@ FIXED_S = (60.0, 600.0, 3600.0)
 BY_ETS = Named(partial(by_forecast, ETS), BESIDE_S, 600.0, "s awake")
 WITH_NEURAL = Named(partial(ours, NEURAL), SETTINGS_OF_OURS, 100.0, "device-s a second of waiting")
 COMPARED = (
-    "serve", REACTIVE, "keep-alive 60", "keep-alive 600", "keep-alive 3600", "hybrid", "layered",
-            "seasonal-naive", "ets", WITHOUT_NEURAL)  # fmt: skip
+    *("serve", REACTIVE, "keep-alive 60", "keep-alive 600", "keep-alive 3600"),
+    *("hybrid", "layered", "stepwise", "seasonal-naive", "ets", WITHOUT_NEURAL),
+)
 
 
 @dataclass(frozen=True)
