@@ -88,7 +88,7 @@ def main() -> int:
                 continue
             progress.update(task, description=name)
             known, neural = knowledge(trace)
-            notes.append(f"{name}: {remark}" + ("" if neural else "; too short for NeuralProphet"))
+            notes.append(f"{name}: {remark}" + ("" if neural else "; too short or too sparse for NeuralProphet"))
             multi |= {name} if len(trace) > 1 else set()
             for profile in profiles:
                 began_s = time.process_time()
@@ -124,8 +124,8 @@ def knowledge(trace: Trace) -> tuple[Known, bool]:
         return np.full_like(past.counts, np.nan) if rates is None else rates
 
     foretold = foretell(trace, {ETS: partial(ets, fitted=fitted), NEURAL: said})
-    if not neural[0]:
-        foretold.rates[NEURAL][:] = foretold.rates[CHOSEN]
+    silent = ~np.isfinite(foretold.rates[NEURAL]).any(axis=1)
+    foretold.rates[NEURAL][silent] = foretold.rates[CHOSEN][silent]
     end_s = max(float(each.at_s[-1]) for each in trace.values())
     return Known(gaps_of(trace, TUNE_FROM * end_s), foretold), neural[0]
 

@@ -1,6 +1,5 @@
 """Forecasters for `autoscale.py` that are fitted once, before the part that is judged: ETS and NeuralProphet."""
 
-import logging
 import tempfile
 import warnings
 from pathlib import Path
@@ -12,6 +11,7 @@ from autoscaler.errors import ForecastError
 from autoscaler.forecast import DAY_S
 from autoscaler.foretold import chosen
 from autoscaler.neural import Shape, fit, predict
+from autoscaler.outlook import DENSE
 from autoscaler.types import Floats, Past
 
 FEWEST_DAYS = 3
@@ -45,19 +45,22 @@ def ets(past: Past, fitted: int) -> Floats:
 
 
 def with_neural(names: tuple[str, ...], past: Past, fitted: int) -> Floats | None:
-    """Rates by whoever has forecast best, NeuralProphet among them; None where the trace is too short for it."""
-    if fitted * past.step_s < FEWEST_DAYS * DAY_S:
+    """Rates by whoever has forecast best, NeuralProphet among them; None where it has nothing to be fitted on.
+
+    Live, only series with ``DENSE`` requests a bucket go by forecasts: others are left out here, their rows are NaN.
+    """
+    dense = past.counts[:, :fitted].mean(axis=1) >= DENSE
+    if fitted * past.step_s < FEWEST_DAYS * DAY_S or not dense.any():
         return None
-    shape = Shape(steps=1, quantiles=QUANTILES)
-    logging.disable(logging.WARNING)
+    shape, some = Shape(steps=1, quantiles=QUANTILES), Past(past.counts[dense], past.step_s, past.end_s)
     try:
         with tempfile.TemporaryDirectory() as directory:
-            version = fit(past.until(fitted), shape, Path(directory), timeout_s=FIT_TIMEOUT_S)
-            said = predict(version, past, shape, timeout_s=FIT_TIMEOUT_S)
+            version = fit(some.until(fitted), shape, Path(directory), timeout_s=FIT_TIMEOUT_S)
+            said = predict(version, some, shape, timeout_s=FIT_TIMEOUT_S)
     except ForecastError as error:
-        print(f"NeuralProphet: {error}")
+        print(f"NeuralProphet: {error}")  # noqa: T201 - a command's output
         return None
-    finally:
-        logging.disable(logging.NOTSET)
     said[:, :fitted] = np.nan
-    return chosen(names, past, said)
+    rates = np.full_like(past.counts, np.nan)
+    rates[dense] = chosen(tuple(name for name, is_dense in zip(names, dense, strict=True) if is_dense), some, said)
+    return rates
