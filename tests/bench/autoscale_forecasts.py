@@ -58,7 +58,7 @@ def with_neural(names: tuple[str, ...], past: Past, fitted: int) -> Floats | Non
             version = fit(some.until(fitted), shape, Path(directory), timeout_s=FIT_TIMEOUT_S)
             said = predict(version, some, shape, timeout_s=FIT_TIMEOUT_S)
     except ForecastError as error:
-        print(f"NeuralProphet: {error}")  # noqa: T201 - a command's output
+        print(f"NeuralProphet: {error}")
         return None
     said[:, :fitted] = np.nan
     rates = np.full_like(past.counts, np.nan)
