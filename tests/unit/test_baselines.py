@@ -2,11 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from autoscaler.baselines import ByForecast, HybridHistogram, Layered, ServePolicy
 from autoscaler.layers import AWAKE, PROFILES
 from autoscaler.policy import EngineAt, Load
+from autoscaler.replay import Simulation
+from autoscaler.traces import Arrivals
 
 LAYERS = PROFILES["gpu-7b"].layers
 COLD, SLOTS = len(LAYERS) - 1, 8
@@ -92,3 +95,30 @@ def test_a_forecast_keeps_as_many_engines_as_littles_law_needs(rate_per_s: float
     decision = policy.decide([], NOBODY, 450.0)
     assert (decision.floor, decision.layers) == (floor, (AWAKE,) * floor)
     assert decision.look_again_s == 600.0
+
+
+class Polled(ServePolicy):
+    """Serve's policy with every report of its replicas looked at."""
+
+    def _look_s(self, ongoing: int, now_s: float) -> float:
+        return now_s + self.interval_s if self._target or ongoing else math.inf
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_reports_that_change_nothing_need_not_be_looked_at(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    at_s = np.cumsum(rng.choice([0.1, 3.0, 40.0, 300.0, 900.0], 100))
+    arrivals, profile = Arrivals(at_s, np.full(100, 3.0)), PROFILES["gpu-7b"]
+    lazy, polled = (
+        Simulation(
+            arrivals,
+            policy(COLD, SLOTS, upscale_delay_s=0.0, downscale_delay_s=300.0, look_back_s=2.0, interval_s=2.0),
+            profile,
+            SLOTS,
+            0.0,
+            float(at_s[-1]),
+        ).run()
+        for policy in (ServePolicy, Polled)
+    )
+    assert lazy.waits_s.tolist() == polled.waits_s.tolist()
+    assert lazy.spent_s == polled.spent_s
