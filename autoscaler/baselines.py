@@ -52,7 +52,10 @@ class ServePolicy(_Deaf):
     _direction: int = 0
 
     def asked(self, level: int, at_s: float, idle_since_s: float | None) -> None:  # noqa: ARG002 - the protocol's
-        """See ``SeriesPolicy``. A request that needs all of the target ends the wait for fewer, as a report would."""
+        """See ``SeriesPolicy``. A request that needs the last engine ends the wait for fewer, as a report would.
+
+        It is told by engines, not by requests: where the target for each is far below its slots, a wait may go on.
+        """
         if self._direction < 0 and math.ceil((level * self.slots + 1) / self.target_ongoing) >= self._target:
             self._direction = 0
 

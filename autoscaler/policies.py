@@ -115,7 +115,7 @@ def ours(who: str, worth: float, known: Known) -> PolicyOf:
 
 SETTINGS_OF_OURS = (
     *(0.1, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0),
-    *(1e3, 2e3, 5e3, 1e4, 3e4, 1e5, 1e6),
+    *(1e3, 2e3, 5e3, 1e4, 3e4, 1e5, 2e5, 5e5, 1e6),
 )
 POLICIES: dict[str, Named] = {
     "serve": Named(_serve, (), 600.0, "s"),

@@ -105,14 +105,22 @@ class Polled(ServePolicy):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_reports_that_change_nothing_need_not_be_looked_at(seed: int) -> None:
+def test_reports_that_change_next_to_nothing_need_not_be_looked_at(seed: int) -> None:
     rng = np.random.default_rng(seed)
     at_s = np.cumsum(rng.choice([0.1, 3.0, 40.0, 300.0, 900.0], 100))
     arrivals, profile = Arrivals(at_s, np.full(100, 3.0)), PROFILES["gpu-7b"]
     lazy, polled = (
         Simulation(
             arrivals,
-            policy(COLD, SLOTS, upscale_delay_s=0.0, downscale_delay_s=300.0, look_back_s=2.0, interval_s=2.0),
+            policy(
+                COLD,
+                SLOTS,
+                target_ongoing=6.4,
+                upscale_delay_s=0.0,
+                downscale_delay_s=300.0,
+                look_back_s=2.0,
+                interval_s=2.0,
+            ),
             profile,
             SLOTS,
             0.0,
@@ -121,4 +129,4 @@ def test_reports_that_change_nothing_need_not_be_looked_at(seed: int) -> None:
         for policy in (ServePolicy, Polled)
     )
     assert lazy.waits_s.tolist() == polled.waits_s.tolist()
-    assert lazy.spent_s == polled.spent_s
+    assert lazy.spent_s == pytest.approx(polled.spent_s, rel=0.005)
