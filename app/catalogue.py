@@ -143,10 +143,14 @@ class Catalogue:
                     await self._changed.wait()
         return None if self._version == known else (self._version, self._entries)
 
-    async def hosted(self, pool: str, known: str | None) -> tuple[str, list[ModelSpec]] | None:
-        """Return what the replicas of a pool host, as ``entries`` does."""
+    async def hosted(self, pool: str, known: str | None) -> tuple[str, list[ModelSpec], frozenset[str]] | None:
+        """Return what the replicas of a pool host, as ``entries`` does, and the digests of all models' adapters."""
         found = await self.entries(known)
-        return None if found is None else (found[0], [entry.spec for entry in found[1] if entry.pool == pool])
+        if found is None:
+            return None
+        version, entries = found
+        digests = frozenset(adapter.digest for entry in entries for adapter in entry.spec.adapters)
+        return version, [entry.spec for entry in entries if entry.pool == pool], digests
 
     async def put(self, entry: Entry) -> None:
         """See ``ModelList.put``."""
@@ -165,9 +169,7 @@ class Catalogue:
         """See ``AdapterList.put``; of a model that is no longer served, nothing is kept."""
         given = self._list.entries().get(model_id)
         if given is not None:
-            await self._change(
-                lambda: self._adapters.put(model_id, spec, given.spec.adapters, discovered=discovered)
-            )
+            await self._change(lambda: self._adapters.put(model_id, spec, given.spec.adapters, discovered=discovered))
 
     async def remove_adapter(self, key: AdapterKey) -> None:
         """See ``AdapterList.remove``."""

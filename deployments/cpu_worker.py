@@ -18,7 +18,7 @@ from storage.weights import rank_file
 
 
 class SleepingCpuWorker(ResumingWorker, CPUWorker):
-    """Adds ``fall_asleep`` and ``wake_from``, and resumes requests (``resuming_worker``)."""
+    """Adds ``fall_asleep``, ``wake_from`` and ``unload_adapter``, and resumes requests (``resuming_worker``)."""
 
     def load_model(self, *, load_dummy_weights: bool = False) -> None:
         """See vLLM's worker."""
@@ -39,6 +39,11 @@ class SleepingCpuWorker(ResumingWorker, CPUWorker):
             drop_pages(cache.untyped_storage())
         trim_heap()
         return None
+
+    def unload_adapter(self, int_id: int) -> None:
+        """Forget an adapter: the slot that it computes from is free for another, and its memory goes back."""
+        self.remove_lora(int_id)
+        trim_heap()
 
     def wake_from(self, snapshot: str) -> dict[str, float]:
         """Take the weights from the snapshot in this directory; return the seconds that each stage took.

@@ -8,8 +8,8 @@ what a worker does to sleep (``cpu_worker``).
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,9 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
-from deployments.adapters import AdapterTable
 from deployments.canary import Answer, ask_canary
 from deployments.delivered import with_delivered
+from deployments.engine_adapters import EngineAdapter, EngineAdapters
 from deployments.engine_args import engine_args
 from deployments.errors import (
     EngineBusyError,
@@ -44,7 +44,15 @@ from deployments.forked_engine import ForkedEngine, PoolAddress
 from deployments.pooled_start import start_pooled
 from deployments.resumable import check_resumable, end_of
 from deployments.transfer_metrics import count_transfers
-from deployments.types import AdapterRef, Embedding, EmbedRequest, GenerateRequest, ModelSpec, StartReport
+from deployments.types import (
+    AdapterRef,
+    AdapterSpec,
+    Embedding,
+    EmbedRequest,
+    GenerateRequest,
+    ModelSpec,
+    StartReport,
+)
 from deployments.wire import LogprobRow, TokenDelta
 
 STOP_TIMEOUT_S = 10.0
@@ -59,13 +67,16 @@ class VllmEngine:
         self._spec = spec
         self._pool = pool
         self._forked: ForkedEngine | None = None
-        self._adapters = AdapterTable()
+        self._adapters = EngineAdapters(self._load_adapter, self._unload_adapter)
+        self._adapters.keep(spec.adapters)
         self._llm: AsyncLLM | None = None
         self._tasks: list[str] = []
         # Requests in hand, counted here: vLLM counts one only some time after it was given it.
         self._unfinished = 0
         self._asleep = False
         self._canary: Answer | None = None
+        # What is to leave it once it is awake.
+        self._leaving: list[EngineAdapter] = []
         # Held while the engine falls asleep or wakes: one after the other.
         self._turning = asyncio.Lock()
 
@@ -108,12 +119,12 @@ class VllmEngine:
                 yield TokenDelta(stream_id, [], *end)
                 return
         try:
-            with self._one_request() as llm:
+            async with self._one_request(request.get("adapter")) as (llm, lora_request):
                 outputs = llm.generate(
                     _prompt(request),
                     params,
                     stream_id,
-                    lora_request=self._lora_request(request.get("adapter")),
+                    lora_request=lora_request,
                     priority=request.get("priority", 0),
                 )
                 first = not delivered
@@ -129,12 +140,12 @@ class VllmEngine:
         """See ``Engine.embed``."""
         result: PoolingRequestOutput | None = None
         try:
-            with self._one_request() as llm:
+            async with self._one_request(request.get("adapter")) as (llm, lora_request):
                 async for output in llm.encode(
                     _prompt(request),
                     msgspec.convert(request["pooling"], PoolingParams),
                     request["stream_id"],
-                    lora_request=self._lora_request(request.get("adapter")),
+                    lora_request=lora_request,
                     priority=request.get("priority", 0),
                 ):
                     result = output
@@ -221,6 +232,9 @@ class VllmEngine:
         try:
             woken_s = time.perf_counter()
             answer = await ask_canary(llm, self._tasks)
+            # Before anybody may ask for one again.
+            while self._leaving:
+                await self._take_out(self._leaving.pop())
         except EngineDeadError as error:
             raise EngineDiedError(self._spec.id) from error
         except Exception as error:
@@ -272,21 +286,62 @@ class VllmEngine:
             raise EngineDiedError(self._spec.id)
         return self._llm
 
-    @contextmanager
-    def _one_request(self) -> Iterator[AsyncLLM]:
+    @asynccontextmanager
+    async def _one_request(self, adapter: AdapterRef | None) -> AsyncIterator[tuple[AsyncLLM, LoRARequest | None]]:
         llm = self._running()
         if self._asleep:
             raise EngineUnavailableError(self._spec.id, "its engine is asleep")
         self._unfinished += 1
         try:
-            yield llm
+            if adapter is None:
+                yield llm, None
+                return
+            async with self._adapters.use(adapter) as found:
+                yield llm, _lora_request(found)
         finally:
             self._unfinished -= 1
 
-    def _lora_request(self, adapter: AdapterRef | None) -> LoRARequest | None:
-        if adapter is None:
-            return None
-        return LoRARequest(self._adapters.engine_name(adapter), self._adapters.int_id(adapter), adapter["path"])
+    def keep_adapters(self, adapters: Sequence[AdapterSpec]) -> None:
+        """See ``Engine.keep_adapters``."""
+        self._adapters.keep(adapters)
+
+    async def adapters(self) -> list[str]:
+        """See ``Engine.adapters``."""
+        if not self._spec.lora_enabled:
+            return []
+        try:
+            return self._adapters.names(await self._running().list_loras())
+        except EngineDeadError as error:
+            raise EngineDiedError(self._spec.id) from error
+
+    async def _load_adapter(self, adapter: EngineAdapter) -> None:
+        """Have it loaded before a batch needs it: there, what can't be loaded would end the engine.
+
+        Raises:
+            RequestRejectedError: the engine can't use it.
+            EngineDiedError: the engine ended.
+        """
+        try:
+            await self._running().add_lora(_lora_request(adapter))
+        except EngineDeadError as error:
+            raise EngineDiedError(self._spec.id) from error
+        # What a worker raises arrives as a plain Exception that quotes it, paths and all.
+        except Exception as error:
+            logger.exception("adapter %s of %s can't be loaded", adapter.name, self._spec.id)
+            await self._running().remove_lora(adapter.int_id)
+            raise RequestRejectedError("The adapter does not fit the model.", "model") from error
+
+    async def _unload_adapter(self, adapter: EngineAdapter) -> None:
+        async with self._turning:
+            if self._asleep:
+                # It may lack what it keeps adapters in.
+                self._leaving.append(adapter)
+            else:
+                await self._take_out(adapter)
+
+    async def _take_out(self, adapter: EngineAdapter) -> None:
+        await self._running().collective_rpc("unload_adapter", args=(adapter.int_id,))
+        logger.info("adapter %s has left the engine of %s", adapter.name, self._spec.id)
 
     def _translated(self, error: Exception) -> Exception:
         if isinstance(error, EngineDeadError):
@@ -299,6 +354,10 @@ class VllmEngine:
 
     def __repr__(self) -> str:
         return f"<VllmEngine {self._spec.id} {'running' if self._llm else 'stopped'}, {self._adapters!r}>"
+
+
+def _lora_request(adapter: EngineAdapter) -> LoRARequest:
+    return LoRARequest(adapter.name, adapter.int_id, adapter.directory)
 
 
 def _prompt(request: GenerateRequest | EmbedRequest) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def test_owners_are_apart(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("is_listed", [True, False])
-def test_what_was_discovered_and_removed_is_not_found_again(tmp_path: Path, is_listed: bool) -> None:
+def test_what_was_discovered_and_removed_is_not_found_again(tmp_path: Path, *, is_listed: bool) -> None:
     """Whether or not the next start finds it by itself: directories are listed then, remote places are not."""
     adapters = made(tmp_path, ())
     adapters.put("m", FOUND, (), discovered=True)
