@@ -116,10 +116,9 @@ class EngineReplica:
                 self._shelf.held(model_id, request.get("adapter")) as adapter,
                 self._residents.use(model_id, keep_awake_s=request.get("keep_awake_s")) as engine,
             ):
-                request["adapter"] = adapter
                 begin_s = time.monotonic()
                 try:
-                    return await self._stream(engine, request, feed)
+                    return await self._stream(engine, {**request, "adapter": adapter}, feed)
                 finally:
                     self._residents.served(model_id, time.monotonic() - begin_s)
         finally:
@@ -163,10 +162,9 @@ class EngineReplica:
             self._shelf.held(model_id, request.get("adapter")) as adapter,
             self._residents.use(model_id) as engine,
         ):
-            request["adapter"] = adapter
             begin_s = time.monotonic()
             try:
-                return await engine.embed(request)
+                return await engine.embed({**request, "adapter": adapter})
             finally:
                 self._residents.served(model_id, time.monotonic() - begin_s)
 

@@ -106,7 +106,7 @@ def demo_digest(adapter: str) -> str:
 
 
 @asynccontextmanager
-async def gateway_of(
+async def gateway_of(  # noqa: PLR0913 - what a gateway is made of
     directory: Path,
     *specs: ModelSpec,
     keys_file: Path | None,
