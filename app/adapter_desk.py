@@ -102,8 +102,9 @@ class AdapterDesk:
         """
         entry = await self._entry(model_id)
         self._check_names(name, owner)
-        if not source:
-            raise InvalidRequestError("The place of its files is required.", "source")
+        if "://" not in source and not source.startswith("/"):
+            # Relative to what? Gateways run anywhere.
+            raise InvalidRequestError("A URL or an absolute path is needed.", "source")
         key = (model_id, owner, name)
         if not replace and _listed(entry, key) is not None:
             message = f"The adapter `{_shown(key)}` is registered already; it can be replaced with PUT."

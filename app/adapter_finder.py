@@ -64,7 +64,7 @@ class AdapterFinder:
 
     async def _once(self, entry: Entry, name: str) -> bool:
         problem: AppError | None = None
-        source = f"{_source(entry).rstrip('/')}/{name}"
+        source = f"{entry.lora_source.rstrip('/')}/{name}"
         try:
             async with self._few:
                 if await asyncio.to_thread(self._files.is_there, source):
@@ -99,9 +99,5 @@ def _places(name: str, entries: Mapping[str, Entry]) -> Iterable[_Place]:
         known = {spec.id for spec in entry.spec.adapters if spec.owner is None}
         if separator and entry.spec.id != model_id:
             continue
-        if entry.spec.lora_enabled and _source(entry) and adapter_id not in {*known, *entry.removed}:
+        if entry.spec.lora_enabled and entry.lora_source and adapter_id not in {*known, *entry.removed}:
             yield entry.spec.id, adapter_id
-
-
-def _source(entry: Entry) -> str:
-    return str((entry.given.get("lora") or {}).get("source") or "")

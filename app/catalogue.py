@@ -34,14 +34,15 @@ class Entry:
     """A model as it is served.
 
     ``spec`` is for replicas, ``frontend`` (arguments of vLLM's API server) for gateways, ``pool`` the name of the pool
-    that hosts it, and ``given`` its section of the configuration. ``removed`` are names of adapters that were removed,
-    and are not to be looked for.
+    that hosts it, and ``given`` its section of the configuration. Adapters that aren't known are looked for in
+    ``lora_source``, a directory or a URL, but for those named in ``removed``.
     """
 
     spec: ModelSpec
     frontend: dict[str, Any]
     pool: str
     given: dict[str, Any]
+    lora_source: str = ""
     removed: tuple[str, ...] = ()
 
 

@@ -13,7 +13,7 @@ from deployments.types import AdapterSpec, ModelSpec
 from storage.adapter_source import base_config
 from storage.checkpoint import SourceCache
 from storage.errors import AdapterError, StorageError
-from storage.source import Adapter, adapters_in
+from storage.source import Adapter, absolute, adapters_in
 from storage.store import StoreConfig
 
 
@@ -66,7 +66,8 @@ def check_model(model: ModelConfig, pool: PoolConfig, sources: SourceCache, acce
         key = f".{error.key}" if error.key else ""
         raise ConfigError((f".engine{key}: {error.reason}",)) from error
     frontend = model.openai.model_dump(exclude_defaults=True)
-    return Entry(spec, frontend, pool.name, model.model_dump(mode="json"))
+    lora_source = absolute(model.lora.source) if model.lora is not None and model.lora.source else ""
+    return Entry(spec, frontend, pool.name, model.model_dump(mode="json"), lora_source)
 
 
 def _spec(model: ModelConfig, pool: PoolConfig, sources: SourceCache) -> ModelSpec:

@@ -46,6 +46,11 @@ def model_directory(source: str) -> Path:
     return path
 
 
+def absolute(source: str) -> str:
+    """Return a source as it is understood in any process: a path as an absolute one."""
+    return source if "://" in source else str(Path(source).expanduser().resolve())
+
+
 def check_layout(source: str, names: list[str]) -> None:
     """Check that files of these names make a model.
 

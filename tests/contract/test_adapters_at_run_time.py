@@ -229,6 +229,7 @@ async def test_names_that_lead_elsewhere(admin: Admin, name: str) -> None:
         ({"owner": "nobody"}, 400, "no tenant `nobody`"),
         ({"owner": ""}, 400, "no tenant"),
         ({"source": ""}, 400, "source"),
+        ({"source": "there"}, 400, "absolute path"),
         ({"source": "ftp://there/x"}, 400, "'ftp://' is not understood"),
         ({"source": "s3://"}, 400, "s3://bucket/prefix"),
         ({"source": "/nowhere/at/all"}, 400, "nothing at '/nowhere/at/all'"),

@@ -112,15 +112,15 @@ async def gateway_of(  # noqa: PLR0913 - what a gateway is made of
     keys_file: Path | None,
     takes: int = 256,
     token_time_s: float = 0.0,
-    lora_source: str | None = None,
+    lora_source: str = "",
     s3_endpoint_url: str | None = None,
 ) -> AsyncIterator[InProcess]:
     """``takes`` is how many sequences its replica takes at once, ``lora_source`` where adapters are looked for."""
     PacedEngine.pause_s = token_time_s
     models = [{"id": spec.id, "source": spec.path} for spec in specs]
     config = parse_config({"models": models, "pools": [{"max_ongoing_requests": takes}]})
-    given = {} if lora_source is None else {"lora": {"source": lora_source}}
-    catalogue = LocalHandle(Catalogue([Entry(spec, {}, "default", given) for spec in specs], directory))
+    entries = [Entry(spec, {}, "default", {}, lora_source) for spec in specs]
+    catalogue = LocalHandle(Catalogue(entries, directory))
     PacedEngine.may_go_on = asyncio.Event()
     PacedEngine.may_go_on.set()
     files = AdapterFiles(directory / "disk", s3_endpoint_url)
