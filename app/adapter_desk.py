@@ -5,6 +5,7 @@ the list (``adapter_list``), the checks themselves and the copies (``storage``),
 """
 
 import asyncio
+import contextlib
 import logging
 import re
 import time
@@ -111,7 +112,10 @@ class AdapterDesk:
             raise InvalidRequestError(message, "id")
         async with self._changing.setdefault(key, asyncio.Lock()):
             await self._register(entry, key, source)
-        return (await self.describe(key))[0]
+        for described in await self.describe(key):
+            return described
+        # Removed in the meantime, by somebody else, or with its model.
+        raise AdapterNotFoundError(_shown(key))
 
     async def remove(self, model_id: str, name: str, owner: str | None = None) -> AdapterDescription:
         """Have an adapter no longer: requests in hand end with it, then it leaves engines and disks.
@@ -209,17 +213,28 @@ class AdapterDesk:
         self._note(key, _Attempt(source))
         try:
             spec = adapter_spec(await asyncio.to_thread(self._take, entry, key, source), owner)
-            await self._change("put_adapter", model_id, model_id, spec, discovered)
-            # The same content may just have been on its way out, for another name that was removed.
-            await asyncio.to_thread(lambda: self._files.use(spec.digest, spec.path).close())
         except StorageError as error:
-            refusal = _refusal(error, source)
+            refusal = _refusal(error)
             self._note(key, _Attempt(source, str(refusal)))
             raise refusal from error
         except BaseException:
             self._attempts.pop(key, None)
             raise
         self._attempts.pop(key, None)
+        try:
+            await self._change("put_adapter", model_id, model_id, spec, discovered)
+        except BaseException:
+            await self._drop(spec.digest)
+            raise
+        # The same content may just have been on its way out, for another name that was removed.
+        with contextlib.suppress(StorageError):
+            await asyncio.to_thread(lambda: self._files.use(spec.digest, spec.path).close())
+
+    async def _drop(self, digest: str) -> None:
+        """Remove a copy that no adapter came of."""
+        listed = {adapter.digest for entry in (await self._entries()).values() for adapter in entry.spec.adapters}
+        if digest not in listed:
+            await asyncio.to_thread(self._files.remove, digest)
 
     def _take(self, entry: Entry, key: AdapterKey, source: str) -> Adapter:
         spec = entry.spec
@@ -276,11 +291,12 @@ def _description(key: AdapterKey, source: str, state: AdapterState, reason: str 
     }
 
 
-def _refusal(error: StorageError, source: str) -> Exception:
+def _refusal(error: StorageError) -> Exception:
     match error:
         case AdapterError() | SourceError():
             return InvalidRequestError(f"The adapter can't be used: {error.reason}.", "source")
         case RemoteMissingError():
-            return InvalidRequestError(f"The adapter can't be used: there is nothing at '{source[:200]}'.", "source")
+            # Nor is it said where: who asks for it may be a tenant.
+            return InvalidRequestError("The adapter can't be used: there is nothing at its source.", "source")
         case _:
             return AdaptersUnreachableError(str(error))

@@ -11,6 +11,7 @@ from pathlib import Path
 from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.v1.worker.cpu_worker import CPUWorker
 
+from deployments.cpu_adapters import add_empty_slot
 from deployments.cpu_weights import CpuWeights
 from deployments.os_memory import drop_pages, trim_heap
 from deployments.resuming_worker import ResumingWorker
@@ -23,6 +24,7 @@ class SleepingCpuWorker(ResumingWorker, CPUWorker):
     def load_model(self, *, load_dummy_weights: bool = False) -> None:
         """See vLLM's worker."""
         super().load_model(load_dummy_weights=load_dummy_weights)
+        add_empty_slot(self.get_model())
         self._weights = CpuWeights(self.get_model(), self.model_config.dtype)
 
     def fall_asleep(self) -> str | None:

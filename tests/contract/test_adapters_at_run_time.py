@@ -11,8 +11,9 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from app import adapter_finder, api_keys
+from app import adapter_finder, adapter_list, api_keys
 from app.catalogue import Catalogue, Entry
+from app.errors import CatalogueError
 from tests.support.adapters import tensors_of, write_adapter
 from tests.support.gateway_with_tenants import error_of
 from tests.support.gateways import InProcess, PacedEngine, demo_digest, gateway_of, model
@@ -232,7 +233,7 @@ async def test_names_that_lead_elsewhere(admin: Admin, name: str) -> None:
         ({"source": "there"}, 400, "absolute path"),
         ({"source": "ftp://there/x"}, 400, "'ftp://' is not understood"),
         ({"source": "s3://"}, 400, "s3://bucket/prefix"),
-        ({"source": "/nowhere/at/all"}, 400, "nothing at '/nowhere/at/all'"),
+        ({"source": "/nowhere/at/all"}, 400, "nothing at its source"),
         ({"source": str(ADAPTERS)}, 400, "no adapter_config.json"),
         ({"extra": 7}, 400, "extra"),
     ],
@@ -399,3 +400,19 @@ class AdapterFilesOf:
 
     def forget(self, digest: str) -> bool:
         return self._files.remove(digest)
+
+
+async def test_one_that_cannot_be_listed_leaves_nothing(
+    admin: Admin, service: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise CatalogueError("/there", "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(adapter_list, "write_kept", full)
+        answer = await admin.put("a", PIRATE)
+        assert answer.status_code == 503
+        assert "stay as they were" in error_of(answer)["message"]
+        assert "/there" not in answer.text
+    assert await on_disk(service) == set()
+    assert await admin.listed() == {}

@@ -107,8 +107,20 @@ async def test_it_answers_as_the_one_that_is_used_where_it_is(engine: VllmEngine
         assert answers[0] == answers[1] != answers[2] == base
         engine.keep_adapters([as_configured, adapter])
     await left_with(engine)
-    assert await answer(engine, adapters["pirate"]) != await answer(engine, adapters["json"])
-    engine.keep_adapters(list(adapters.values()))
+
+
+async def test_the_base_model_stays_itself_beside_as_many_adapters_as_there_are_slots(
+    engine: VllmEngine, files: AdapterFiles
+) -> None:
+    """vLLM's CPU kernels would give its rows the adapter of the last slot."""
+    adapters = [taken(files, ADAPTERS / name, f"slot-{name}") for name in ("pirate", "json")]
+    assert len(adapters) == MAX_LORAS
+    alone = [await answer(engine, adapter) for adapter in (None, *adapters)]
+    asked = (adapters[0], None, adapters[1], None)
+    together = await asyncio.gather(*(answer(engine, adapter, str(index)) for index, adapter in enumerate(asked)))
+    assert list(together) == [alone[1], alone[0], alone[2], alone[0]]
+    assert len({tuple(tokens) for tokens in together}) == 3
+    engine.keep_adapters(adapters)
     await left_with(engine)
 
 
