@@ -16,17 +16,14 @@ from typing import Any
 import msgspec
 import torch
 from vllm.exceptions import VLLMClientError
-from vllm.logprobs import Logprob
 from vllm.lora.request import LoRARequest
-from vllm.outputs import PoolingRequestOutput, RequestOutput
+from vllm.outputs import PoolingRequestOutput
 from vllm.pooling_params import PoolingParams
-from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
 from deployments.canary import Answer, ask_canary
-from deployments.delivered import with_delivered
 from deployments.engine_adapters import EngineAdapter, EngineAdapters
 from deployments.engine_args import engine_args
 from deployments.errors import (
@@ -53,7 +50,8 @@ from deployments.types import (
     ModelSpec,
     StartReport,
 )
-from deployments.wire import LogprobRow, TokenDelta
+from deployments.vllm_tokens import delta_of, prompt_of, sampling_params
+from deployments.wire import TokenDelta
 
 STOP_TIMEOUT_S = 10.0
 
@@ -112,7 +110,7 @@ class VllmEngine:
         """See ``Engine.generate``."""
         stream_id = request["stream_id"]
         delivered = request.get("delivered_token_ids") or []
-        params = _sampling_params(request["sampling"], delivered)
+        params = sampling_params(request["sampling"], delivered)
         if delivered:
             check_resumable(self._spec, self._running(), params)
             if end := end_of(self._running(), request["prompt_token_ids"], delivered, params):
@@ -121,7 +119,7 @@ class VllmEngine:
         try:
             async with self._one_request(request.get("adapter")) as (llm, lora_request):
                 outputs = llm.generate(
-                    _prompt(request),
+                    prompt_of(request),
                     params,
                     stream_id,
                     lora_request=lora_request,
@@ -131,7 +129,7 @@ class VllmEngine:
                 # Closed here and not whenever it is collected: closing it is what aborts the request in the engine.
                 async with aclosing(outputs):
                     async for output in outputs:
-                        yield _delta(stream_id, output, params, first=first)
+                        yield delta_of(stream_id, output, params, first=first)
                         first = False
         except (EngineDeadError, EngineGenerateError, VLLMClientError, ValueError) as error:
             raise self._translated(error) from error
@@ -142,7 +140,7 @@ class VllmEngine:
         try:
             async with self._one_request(request.get("adapter")) as (llm, lora_request):
                 async for output in llm.encode(
-                    _prompt(request),
+                    prompt_of(request),
                     msgspec.convert(request["pooling"], PoolingParams),
                     request["stream_id"],
                     lora_request=lora_request,
@@ -358,54 +356,3 @@ class VllmEngine:
 
 def _lora_request(adapter: EngineAdapter) -> LoRARequest:
     return LoRARequest(adapter.name, adapter.int_id, adapter.directory)
-
-
-def _prompt(request: GenerateRequest | EmbedRequest) -> dict[str, Any]:
-    prompt: dict[str, Any] = {"type": "token", "prompt_token_ids": request["prompt_token_ids"]}
-    if request.get("cache_salt"):
-        prompt["cache_salt"] = request["cache_salt"]
-    return prompt
-
-
-def _sampling_params(fields: dict[str, Any], delivered: list[int]) -> SamplingParams:
-    # Text is the gateway's business: it detokenizes and finds stop strings, and aborts when it has found one.
-    own = {"n": 1, "stop": [], "detokenize": False, "output_kind": RequestOutputKind.DELTA.value}
-    if delivered:
-        # They came with the first of them.
-        own["prompt_logprobs"] = None
-    return msgspec.convert(with_delivered(fields | own, delivered), SamplingParams)
-
-
-def _delta(stream_id: str, output: RequestOutput, params: SamplingParams, *, first: bool) -> TokenDelta:
-    completion = output.outputs[0]
-    logprobs = prompt_logprobs = None
-    if completion.logprobs:
-        pairs = zip(completion.token_ids, completion.logprobs, strict=True)
-        logprobs = [_row(token_id, position, params.num_logprobs) for token_id, position in pairs]
-    if output.prompt_logprobs:
-        # The first prompt token has no log probability: vLLM puts None there.
-        pairs = zip(output.prompt_token_ids[1:], output.prompt_logprobs[1:], strict=False)
-        prompt_logprobs = [_row(token_id, position, params.prompt_logprobs) for token_id, position in pairs]
-    return TokenDelta(
-        stream_id,
-        list(completion.token_ids),
-        completion.finish_reason,
-        completion.stop_reason,
-        output.num_cached_tokens if first else None,
-        logprobs,
-        prompt_logprobs,
-    )
-
-
-def _row(token_id: int, position: dict[int, Logprob], top_count: int) -> LogprobRow:
-    """Rebuild the engine's row from vLLM's mapping: the token itself, then the ``top_count`` best by rank.
-
-    The mapping holds the token once even when it is also among the best, so then it has ``top_count`` entries, not
-    one more; a ``top_count`` of -1 asks for the whole vocabulary.
-    """
-    own = position[token_id]
-    best = [key for _, key in sorted((value.rank, key) for key, value in position.items() if key != token_id)]
-    if top_count < 0 or len(position) == top_count:
-        best.insert(own.rank - 1, token_id)
-    ids = [token_id, *best]
-    return ids, [position[key].logprob for key in ids], own.rank
