@@ -226,15 +226,18 @@ class AdapterDesk:
         except BaseException:
             await self._drop(spec.digest)
             raise
+        await asyncio.to_thread(self._files.sweep, await self._digests())
         # The same content may just have been on its way out, for another name that was removed.
         with contextlib.suppress(StorageError):
             await asyncio.to_thread(lambda: self._files.use(spec.digest, spec.path).close())
 
     async def _drop(self, digest: str) -> None:
         """Remove a copy that no adapter came of."""
-        listed = {adapter.digest for entry in (await self._entries()).values() for adapter in entry.spec.adapters}
-        if digest not in listed:
+        if digest not in await self._digests():
             await asyncio.to_thread(self._files.remove, digest)
+
+    async def _digests(self) -> set[str]:
+        return {adapter.digest for entry in (await self._entries()).values() for adapter in entry.spec.adapters}
 
     def _take(self, entry: Entry, key: AdapterKey, source: str) -> Adapter:
         spec = entry.spec

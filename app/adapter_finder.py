@@ -46,7 +46,13 @@ class AdapterFinder:
         """Tell whether an adapter was found and taken; see ``AdapterDesk.discover``."""
         places = [place for place in _places(name, entries) if holds(*place)]
         looks = [self._look(entries[model_id], adapter_id) for model_id, adapter_id in places]
-        return any(await asyncio.gather(*looks))
+        found = await asyncio.gather(*looks, return_exceptions=True)
+        if True in found:
+            return True
+        for each in found:
+            if isinstance(each, BaseException):
+                raise each
+        return False
 
     async def _look(self, entry: Entry, name: str) -> bool:
         place = (entry.spec.id, name)

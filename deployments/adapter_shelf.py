@@ -18,6 +18,9 @@ from storage.errors import StorageError
 
 logger = logging.getLogger(__name__)
 
+# Requests for what was removed, or for the version before, may still wait in a gateway: as long as for a cold model.
+KEEP_GONE_S = 150.0
+
 
 class AdapterShelf:
     """One replica's; one event loop."""
@@ -63,6 +66,11 @@ class AdapterShelf:
             if not self._in_hand[digest]:
                 self._let_go(digest)
 
+    def close(self) -> None:
+        """Remove nothing more; what is left is swept away by who comes next."""
+        for task in self._removing:
+            task.cancel()
+
     async def _here(self, files: AdapterFiles, model_id: str, adapter: AdapterRef) -> AdapterInUse:
         digest = adapter["digest"]
         if digest not in self._held:
@@ -92,14 +100,19 @@ class AdapterShelf:
 
     def _remove(self, digest: str) -> None:
         if self._files is not None and not self._in_hand[digest]:
+            self._begin(self._remove_late(self._files, digest))
+
+    async def _remove_late(self, files: AdapterFiles, digest: str) -> None:
+        await asyncio.sleep(KEEP_GONE_S)
+        if digest in self._gone and not self._in_hand[digest]:
             # Where another replica uses them, that one removes them in the end.
-            self._begin(asyncio.to_thread(self._files.remove, digest))
+            await asyncio.to_thread(files.remove, digest)
 
     def _begin(self, work: Coroutine[Any, Any, object]) -> None:
         async def logged() -> None:
             try:
                 await work
-            except OSError:
+            except OSError:  # those of the copies; what is left is swept away later
                 logger.exception("files of adapters could not be removed")
 
         task = asyncio.get_running_loop().create_task(logged())

@@ -232,6 +232,7 @@ class EngineReplica:
         self._feeds.close()
         self._news.close()
         self._hosted.close()
+        self._shelf.close()
         await self._residents.close()
 
     def __repr__(self) -> str:

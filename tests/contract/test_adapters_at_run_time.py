@@ -14,6 +14,7 @@ import pytest_asyncio
 from app import adapter_finder, adapter_list, api_keys
 from app.catalogue import Catalogue, Entry
 from app.errors import CatalogueError
+from deployments import adapter_shelf
 from tests.support.adapters import tensors_of, write_adapter
 from tests.support.gateway_with_tenants import error_of
 from tests.support.gateways import InProcess, PacedEngine, demo_digest, gateway_of, model
@@ -49,6 +50,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def service(file: KeysFile, place: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[InProcess]:
     directory = tmp_path_factory.mktemp("gateway")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(adapter_shelf, "KEEP_GONE_S", 0.0)
+        async for running in gateway_with(directory, file, place):
+            yield running
+
+
+async def gateway_with(directory: Path, file: KeysFile, place: Path) -> AsyncIterator[InProcess]:
     specs = model("m", lora=True), model("team/other", lora=True), model("plain")
     async with gateway_of(directory, *specs, keys_file=file.path, lora_source=str(place)) as running:
         running.directory = directory  # type: ignore[attr-defined]

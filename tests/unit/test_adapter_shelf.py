@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from deployments import adapter_shelf
 from deployments.adapter_shelf import AdapterShelf
 from deployments.errors import EngineUnavailableError
 from deployments.types import AdapterRef
@@ -34,7 +35,8 @@ class Node:
 
 
 @pytest.fixture
-def node(tmp_path: Path) -> Node:
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
+    monkeypatch.setattr(adapter_shelf, "KEEP_GONE_S", 0.0)
     return Node(tmp_path)
 
 
@@ -90,3 +92,13 @@ async def test_without_adapters_nothing_is_done(node: Node) -> None:
         assert found is None
     async with AdapterShelf(None).held("m", node.adapter) as found:
         assert found == node.adapter
+
+
+async def test_requests_that_are_on_their_way_still_find_it(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapter_shelf, "KEEP_GONE_S", 0.05)
+    node.shelf.keep(frozenset({node.adapter["digest"]}))
+    await node.use(node.shelf)
+    node.shelf.keep(frozenset())
+    shutil.rmtree(node.source)
+    await node.use(node.shelf)
+    await until_it_returns(node.digests, set())
