@@ -174,9 +174,9 @@ async def test_memory_goes_back_with_them(engine: VllmEngine, files: AdapterFile
     engine.keep_adapters(adapters)
     await left_with(engine)
     before = await engine.memory_bytes()
+    engine.keep_adapters(adapters)
     for adapter in adapters:
         await answer(engine, adapter)
-    engine.keep_adapters(adapters)
     loaded = await engine.memory_bytes()
     await left_with(engine, *adapters)
     await left_with(engine)
