@@ -1,14 +1,22 @@
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from openai import OpenAI
 
-from tests.support.service import Service, demo_args, deployed
+from tests.support.service import CHAT_MODEL, Service, demo_args, deployed
+from tests.support.tenants import KeysFile
+
+TENANTS: dict[str, dict[str, Any]] = {
+    "acme": {"models": [CHAT_MODEL], "adapters": ["pirate"]},
+    "globex": {"models": [CHAT_MODEL], "max_concurrent_requests": 1},
+    "root": {"admin": True},
+}
 
 
 @pytest.fixture(scope="session")
 def service() -> Iterator[Service]:
-    """The one service of the session: real Ray, real vLLM."""
+    """The service of the session: real Ray, real vLLM."""
     with deployed(demo_args()) as running:
         yield running
 
@@ -16,3 +24,17 @@ def service() -> Iterator[Service]:
 @pytest.fixture(scope="session")
 def client(service: Service) -> OpenAI:
     return OpenAI(base_url=f"{service.url}/v1", api_key="none", max_retries=0)
+
+
+@pytest.fixture(scope="session")
+def keys_file(tmp_path_factory: pytest.TempPathFactory) -> KeysFile:
+    return KeysFile(tmp_path_factory.mktemp("keys") / "keys.yaml", **TENANTS)
+
+
+@pytest.fixture(scope="session")
+def guarded(keys_file: KeysFile) -> Iterator[Service]:
+    """A second service, with API keys, whose plans are of a second's grain."""
+    models = [model for model in demo_args()["models"] if model["id"] == CHAT_MODEL]
+    security = {"api_keys_file": str(keys_file.path)}
+    with deployed({"models": models, "security": security, "autoscaling": {"bucket_s": 1, "horizon_s": 30}}) as running:
+        yield running

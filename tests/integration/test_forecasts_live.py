@@ -12,10 +12,12 @@ import httpx
 import pytest
 from openai import OpenAI
 
-from tests.support.service import CHAT_MODEL, Service, command, demo_args, deployed
+from tests.support.service import Service, command, demo_args
+from tests.support.tenants import KeysFile
 from tests.support.waiting import until
 
-PERIOD_S = 9.0
+MODEL = "sleeper"
+PERIOD_S = 6.0
 LOOK_S = 0.3
 BURST = 4
 BURSTS = 3
@@ -24,26 +26,36 @@ QUESTION: Any = [{"role": "user", "content": "What is the capital of France?"}]
 
 
 @pytest.fixture(scope="module")
-def service() -> Iterator[Service]:
-    """One model that sleeps after a second, and plans of a second's grain."""
-    model = demo_args()["models"][0] | {"keep_awake_s": KEEP_AWAKE_S, "lora": None}
-    with deployed({"models": [model], "autoscaling": {"bucket_s": 1, "horizon_s": 30}}) as running:
-        yield running
+def key(keys_file: KeysFile) -> str:
+    return keys_file.keys["root"]
 
 
 @pytest.fixture(scope="module")
-def client(service: Service) -> OpenAI:
-    return OpenAI(base_url=f"{service.url}/v1", api_key="none", max_retries=0)
+def http(guarded: Service, key: str) -> Iterator[httpx.Client]:
+    """Asks about a model, added at run time, that sleeps after a second."""
+    section = demo_args()["models"][0] | {"keep_awake_s": KEEP_AWAKE_S, "lora": None}
+    del section["id"]
+    authorized = {"Authorization": f"Bearer {key}"}
+    with httpx.Client(base_url=guarded.url, headers=authorized, timeout=120) as asking:
+        asking.put(f"/admin/models/{MODEL}", json=section).raise_for_status()
+        until(lambda: engine(asking)["state"] in {"awake", "asleep"}, 120)
+        yield asking
+        asking.delete(f"/admin/models/{MODEL}").raise_for_status()
 
 
-def engine(service: Service) -> Any:
-    return httpx.get(f"{service.url}/admin/models", timeout=30).json()["models"][CHAT_MODEL]
+@pytest.fixture(scope="module")
+def client(guarded: Service, key: str) -> OpenAI:
+    return OpenAI(base_url=f"{guarded.url}/v1", api_key=key, max_retries=0)
 
 
-def planned(service: Service) -> Any:
-    answer = httpx.get(f"{service.url}/admin/plan", params={"model": CHAT_MODEL}, timeout=30)
+def engine(http: httpx.Client) -> Any:
+    return http.get("/admin/models").json()["models"][MODEL]
+
+
+def planned(http: httpx.Client) -> Any:
+    answer = http.get("/admin/plan", params={"model": MODEL})
     assert answer.is_success, answer.text
-    return answer.json()["models"].get(CHAT_MODEL)
+    return answer.json()["models"].get(MODEL)
 
 
 def burst(client: OpenAI, keep_alive: str | None) -> list[float]:
@@ -55,7 +67,7 @@ def burst(client: OpenAI, keep_alive: str | None) -> list[float]:
         begin_s = time.monotonic()
         body = None if keep_alive is None else {"keep_alive": keep_alive}
         stream = client.chat.completions.create(
-            model=CHAT_MODEL, messages=QUESTION, max_tokens=8, temperature=0, stream=True, extra_body=body
+            model=MODEL, messages=QUESTION, max_tokens=8, temperature=0, stream=True, extra_body=body
         )
         first_s = 0.0
         for chunk in stream:
@@ -67,16 +79,16 @@ def burst(client: OpenAI, keep_alive: str | None) -> list[float]:
         return sorted(threads.map(lambda _: ask(), range(BURST)))
 
 
-def test_the_engine_is_awake_before_the_burst(service: Service, client: OpenAI) -> None:
+def test_the_engine_is_awake_before_the_burst(http: httpx.Client, client: OpenAI) -> None:
     burst(client, f"{KEEP_AWAKE_S}s")
     # In the middle of a second, so that the same seconds count each time.
     begin_s = float(int(time.time()) + 3) + 0.5
     first_tokens: dict[str, list[float]] = {"by requests": [], "ahead": []}
     unasked = 0
-    wakes = engine(service)["wakes"]
+    wakes = engine(http)["wakes"]
     for number in range(1 + 2 * BURSTS):
         time.sleep(max(0.0, begin_s + number * PERIOD_S - LOOK_S - time.time()))
-        before = engine(service)
+        before = engine(http)
         time.sleep(max(0.0, begin_s + number * PERIOD_S - time.time()))
         # Who says how long a model stays awake gets just that, so these see what there is without a plan.
         by_requests = number < BURSTS
@@ -86,43 +98,45 @@ def test_the_engine_is_awake_before_the_burst(service: Service, client: OpenAI) 
         if number != BURSTS:
             first_tokens["by requests" if by_requests else "ahead"].append(statistics.median(took_s))
             unasked += before["state"] == "awake" and before["wakes"] > wakes
-        wakes = engine(service)["wakes"]
+        wakes = engine(http)["wakes"]
     print(first_tokens)
-    assert planned(service)["gaps_seen"] >= BURSTS
+    assert planned(http)["gaps_seen"] >= BURSTS
     # It slept after each burst, and was woken again before the next one came.
     assert unasked >= BURSTS - 1
     assert statistics.median(first_tokens["ahead"]) < 0.7 * statistics.median(first_tokens["by requests"])
-    until(lambda: outcomes(service).get("used", 0) >= BURSTS - 1)
+    until(lambda: outcomes(http).get("used", 0) >= BURSTS - 1)
 
 
 def test_without_a_forecaster_it_answers_and_the_next_one_knows_what_the_last_one_knew(
-    service: Service, client: OpenAI
+    guarded: Service, http: httpx.Client, client: OpenAI
 ) -> None:
-    known = planned(service)["gaps_seen"]
-    process = service.processes("ForecasterActor")[0]
+    known = planned(http)["gaps_seen"]
+    process = guarded.processes("ForecasterActor")[0]
     process.kill()
     assert all(first_s > 0 for first_s in burst(client, None))
-    until(lambda: gaps_seen(service) >= known)
-    assert process.pid != service.processes("ForecasterActor")[0].pid
-    assert service.processes("Forecaster"), "and its keeper is there as before"
+    until(lambda: gaps_seen(http) >= known)
+    assert process.pid != guarded.processes("ForecasterActor")[0].pid
+    assert guarded.processes("Forecaster"), "and its keeper is there as before"
 
 
-def gaps_seen(service: Service) -> int:
-    answer = httpx.get(f"{service.url}/admin/plan", params={"model": CHAT_MODEL}, timeout=30)
+def gaps_seen(http: httpx.Client) -> int:
+    answer = http.get("/admin/plan", params={"model": MODEL})
     if answer.status_code == 503:
         return -1
-    return answer.json()["models"].get(CHAT_MODEL, {}).get("gaps_seen", -1)
+    return answer.json()["models"].get(MODEL, {}).get("gaps_seen", -1)
 
 
-def test_the_plan_is_shown(service: Service) -> None:
+@pytest.mark.usefixtures("http")
+def test_the_plan_is_shown(guarded: Service, key: str) -> None:
     shown = subprocess.run(
-        [command("flashserve"), "forecast", "--url", service.url], check=True, capture_output=True, text=True
-    ).stdout
-    assert CHAT_MODEL in shown
+        [command("flashserve"), "forecast", "--url", guarded.url],
+        check=True, capture_output=True, text=True, env=guarded.environment | {"FLASHSERVE_API_KEY": key},
+    ).stdout  # fmt: skip
+    assert MODEL in shown
     assert "replicas needed" in shown
 
 
-def outcomes(service: Service) -> dict[str, float]:
-    lines = httpx.get(f"{service.url}/metrics", timeout=30).text.splitlines()
+def outcomes(http: httpx.Client) -> dict[str, float]:
+    lines = http.get("/metrics").text.splitlines()
     found = [line for line in lines if line.startswith("ray_flashserve_prewarms_total")]
     return {line.split('outcome="')[1].split('"')[0]: float(line.rsplit(" ", 1)[1]) for line in found}

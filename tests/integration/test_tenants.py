@@ -6,7 +6,6 @@ What a gateway lets in by itself is in the contract suite; here is what depends 
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,11 @@ import openai
 import pytest
 from openai import OpenAI
 
-from tests.support.service import CHAT_MODEL, Service, command, demo_args, deployed
+from tests.support.service import CHAT_MODEL, Service, command
 from tests.support.tenants import KeysFile
 from tests.support.waiting import until
 
 ACME, GLOBEX, ROOT = "acme", "globex", "root"
-TENANTS: dict[str, dict[str, Any]] = {
-    ACME: {"models": [CHAT_MODEL], "adapters": ["pirate"]},
-    GLOBEX: {"models": [CHAT_MODEL], "max_concurrent_requests": 1},
-    ROOT: {"admin": True},
-}
 # Longer than a block of the prefix cache.
 LONG = "The quick brown fox jumps over the lazy dog. " * 20
 JOB = """
@@ -56,16 +50,14 @@ print("FOUND " + json.dumps(found))
 """
 
 
-@pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> KeysFile:
-    return KeysFile(tmp_path_factory.mktemp("keys") / "keys.yaml", **TENANTS)
+@pytest.fixture
+def file(keys_file: KeysFile) -> KeysFile:
+    return keys_file
 
 
-@pytest.fixture(scope="module")
-def service(file: KeysFile) -> Iterator[Service]:
-    models = [model for model in demo_args()["models"] if model["id"] == CHAT_MODEL]
-    with deployed({"models": models, "security": {"api_keys_file": str(file.path)}}) as running:
-        yield running
+@pytest.fixture
+def service(guarded: Service) -> Service:
+    return guarded
 
 
 def client(service: Service, key: str) -> OpenAI:

@@ -1,4 +1,4 @@
-"""``flashserve serve`` with a model from S3, from the command to Ctrl-C.
+"""``flashserve serve``, which is ``serve run``, with the shipped file but its model in S3: from the command to Ctrl-C.
 
 It is fetched once, served, found again in host memory after a crash, and shown to whoever asks; nothing is left behind.
 """
@@ -15,11 +15,12 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+import yaml
 from openai import OpenAI
 from s3_server import S3Server, serve_s3
 
 from tests.integration.test_launch import Launched
-from tests.support.service import EMBEDDING_MODEL, MODELS, command, demo_args, free_port, serve_config
+from tests.support.service import EMBEDDING_MODEL, MODELS, ROOT, command, free_port
 from tests.support.waiting import until
 
 TEXTS = ["a cat sits", "a kitten is sitting", "stock markets fell"]
@@ -41,13 +42,17 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
 
 @pytest.fixture
 def launched(s3: S3Server) -> Iterator[tuple[Launched, str, Path]]:
-    (model,) = [model for model in demo_args()["models"] if model["id"] == EMBEDDING_MODEL]
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="fl-", dir="/tmp", ignore_cleanup_errors=True) as made:
         directory = Path(made)
-        storage = {"disk_dir": "disk", "dram_dir": "dram", "s3": {"endpoint_url": s3.url}}
-        args = {"models": [model | {"source": "s3://models/minilm"}], "storage": storage}
-        running = Launched(directory, serve_config(port, args))
+        document = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+        document["http_options"]["port"] = port
+        args = document["applications"][0]["args"]
+        model = next(model for model in args["models"] if model["id"] == EMBEDDING_MODEL)
+        # Exact, to be compared with another service's.
+        args["models"] = [model | {"source": "s3://models/minilm", "engine": model["engine"] | {"dtype": "float32"}}]
+        args["storage"] = {"disk_dir": "disk", "dram_dir": "dram", "s3": {"endpoint_url": s3.url}}
+        running = Launched(directory, document)
         try:
             running.until_it_answers()
             assert f"FlashServe answers on http://127.0.0.1:{port}" in running.output.read_text()

@@ -50,6 +50,8 @@ def demo_args(**overrides: Any) -> dict[str, Any]:
                 "keep_awake_s": None,
             },
         ],
+        # A busy machine takes longer to refuse a stream than headers wait by default; the refusal would be an event.
+        "admission": {"header_wait_s": 20},
     } | overrides  # fmt: skip
 
 
