@@ -191,7 +191,10 @@ class AdapterDesk:
     async def _discovered(self, entry: Entry, name: str, source: str) -> None:
         key = (entry.spec.id, None, name)
         async with self._changing.setdefault(key, asyncio.Lock()):
-            await self._register(entry, key, source, discovered=True)
+            now = await self._entry(entry.spec.id)
+            # An administrator may have been quicker.
+            if _listed(now, key) is None and name not in now.removed:
+                await self._register(now, key, source, discovered=True)
 
     async def _entry(self, model_id: str) -> Entry:
         entry = (await self._entries()).get(model_id)

@@ -32,7 +32,7 @@ _NAME = ".adapters"
 _IN_USE = ".in-use"
 _LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-# What nobody speaks of may be one that was copied just now, and will be spoken of.
+# What nobody speaks of may have been copied just now, and will be spoken of, or be what requests still wait for.
 _YOUNG_S = 600.0
 
 
@@ -140,6 +140,8 @@ class AdapterFiles:
         if not _is_at(lock, directory / _IN_USE):
             os.close(lock)
             return None
+        # When it was used last, for ``sweep``.
+        os.utime(directory)
         return AdapterInUse(directory, lock)
 
     def _copy(self, source: str, found: AdapterSource, expected: str | None) -> str:
