@@ -112,6 +112,22 @@ def remove_model(model: str, url: Url = DEFAULT_URL) -> None:
     status(url)
 
 
+def adapters(url: Url = DEFAULT_URL) -> None:
+    """Show each adapter: its model, whose it is, where it comes from, its version, and its state."""
+    told = get(url, "/admin/adapters")["adapters"]
+    columns = ("adapter", "owner", "state", "rank", "size", "version", "source")
+    table = Table(*(Column(name, no_wrap=name != "source") for name in columns), box=None, padding=(0, 2, 0, 0))
+    for each in told:
+        size = "" if each["size_bytes"] is None else decimal(each["size_bytes"])
+        known = str(each["rank"] or ""), size, (each["digest"] or "")[:_ID_DIGITS]
+        table.add_row(f"{each['model']}:{each['id']}", each["owner"] or "", each["state"], *known, each["source"])
+    Console(width=max(console.width, WIDTH)).print(table)
+    for each in told:
+        if each["reason"]:
+            name = f"{each['model']}:{each['id']}"
+            console.print(f"{name}: {each['reason']}", highlight=False, markup=False, soft_wrap=True)
+
+
 def tenants(url: Url = DEFAULT_URL) -> None:
     """Show who has API keys and what is left of their limits, as the gateway that answers counts."""
     told = get(url, "/admin/tenants")

@@ -126,7 +126,7 @@ class _Tenant(_Section):
     def tenant(self) -> Tenant:
         return Tenant(
             self.name,
-            Reach(_names(self.models), _names(self.adapters)),
+            Reach(_names(self.models), _names(self.adapters), self.name),
             Quota(self.requests_per_minute, self.tokens_per_minute, self.max_concurrent_requests),
             self.weight,
             self.admin,

@@ -7,7 +7,7 @@ through the context of the task.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from app.tenants import EVERYTHING, Reach, Tenant
 
@@ -41,7 +41,9 @@ class Caller:
     @property
     def reach(self) -> Reach:
         """What it may ask for."""
-        return EVERYTHING if self.tenant is None or self.tenant.is_admin else self.tenant.reach
+        if self.tenant is None:
+            return EVERYTHING
+        return replace(EVERYTHING, tenant=self.tenant.name) if self.tenant.is_admin else self.tenant.reach
 
     def cache_salt(self, own: str | None) -> str | None:
         """Return the salt of its prefix cache: its own choice within what is the tenant's alone."""

@@ -1,7 +1,8 @@
 """Which models are served: those of the configuration, with what was added, changed and removed at run time.
 
-Covers: the list with its version, keeping it over restarts, telling whoever follows it. Does not cover: checking a
-model (``model_specs``), carrying changes out (``gateway``, ``deployments.residents``).
+Covers: the list with its version, keeping it over restarts, telling whoever follows it. Does not cover: the adapters of
+each model (``adapter_list``), checking a model (``model_specs``), carrying changes out (``gateway``,
+``deployments.residents``).
 """
 
 import asyncio
@@ -9,19 +10,21 @@ import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from app.errors import CatalogueError
-from deployments.types import ModelSpec
+from app.adapter_list import AdapterKey, AdapterList
+from app.kept_file import write_kept
+from deployments.types import AdapterSpec, ModelSpec
 
 logger = logging.getLogger(__name__)
 
 _NAME = ".models.json"
+_ADAPTERS_NAME = ".adapters.json"
 # How long a question for changes waits for one; Serve waits for it when the application is deleted.
 _FOLLOW_S = 2.0
 
@@ -31,13 +34,16 @@ class Entry:
     """A model as it is served.
 
     ``spec`` is for replicas, ``frontend`` (arguments of vLLM's API server) for gateways, ``pool`` the name of the pool
-    that hosts it, and ``given`` its section of the configuration.
+    that hosts it, and ``given`` its section of the configuration. Adapters that aren't known are looked for in
+    ``lora_source``, a directory or a URL, but for those named in ``removed``.
     """
 
     spec: ModelSpec
     frontend: dict[str, Any]
     pool: str
     given: dict[str, Any]
+    lora_source: str = ""
+    removed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,10 +79,6 @@ class ModelList:
         changed = {model_id: change.entry for model_id, change in self._changes.items()}
         return {model_id: entry for model_id, entry in (self._configured | changed).items() if entry is not None}
 
-    def version(self) -> str:
-        """Return what is the same for the same list, on any machine and after any restart."""
-        return hashlib.sha256(repr(sorted(self.entries().items())).encode()).hexdigest()
-
     def put(self, entry: Entry) -> None:
         """Add a model, or change the one of that id. Raises CatalogueError: it could not be kept; nothing changed."""
         self._keep(entry.spec.id, Change(entry, self._given(entry.spec.id)))
@@ -94,15 +96,7 @@ class ModelList:
         configured = self._configured.get(model_id)
         if change.entry == configured:
             del changes[model_id]
-        partial = self._file.with_name(f"{_NAME}.partial")
-        try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(json.dumps({key: asdict(value) for key, value in changes.items()}))
-            partial.replace(self._file)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                partial.unlink()
-            raise CatalogueError(str(self._file), error.strerror or str(error)) from error
+        write_kept(self._file, json.dumps({key: asdict(value) for key, value in changes.items()}).encode())
         self._changes = changes
 
     def _read(self) -> dict[str, Change]:
@@ -124,39 +118,83 @@ class Catalogue:
 
     def __init__(self, configured: list[Entry], directory: Path) -> None:
         self._list = ModelList(configured, directory / _NAME)
+        given = {model_id: entry.spec.adapters for model_id, entry in self._list.entries().items()}
+        self._adapters = AdapterList(given, directory / _ADAPTERS_NAME)
+        self._entries = self._served()
+        self._version = version_of(self._entries)
         self._changed = asyncio.Event()
-        # One change after the other: each writes the file.
+        # One change after the other: each writes a file.
         self._changing = asyncio.Lock()
+
+    def _served(self) -> list[Entry]:
+        return [self._with_adapters(entry) for entry in self._list.entries().values()]
+
+    def _with_adapters(self, entry: Entry) -> Entry:
+        spec = entry.spec
+        adapters = self._adapters.of(spec.id, spec.adapters)
+        return replace(
+            entry, spec=replace(spec, adapters=adapters), removed=self._adapters.removed(spec.id, spec.adapters)
+        )
 
     async def entries(self, known: str | None) -> tuple[str, list[Entry]] | None:
         """Return the list with its version once that isn't ``known``; None after a while, to be asked again."""
-        if self._list.version() == known:
+        if self._version == known:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_FOLLOW_S):
                     await self._changed.wait()
-        version = self._list.version()
-        return None if version == known else (version, list(self._list.entries().values()))
+        return None if self._version == known else (self._version, self._entries)
 
-    async def hosted(self, pool: str, known: str | None) -> tuple[str, list[ModelSpec]] | None:
-        """Return what the replicas of a pool host, as ``entries`` does."""
+    async def hosted(self, pool: str, known: str | None) -> tuple[str, list[ModelSpec], frozenset[str]] | None:
+        """Return what the replicas of a pool host, as ``entries`` does, and the digests of all models' adapters."""
         found = await self.entries(known)
-        return None if found is None else (found[0], [entry.spec for entry in found[1] if entry.pool == pool])
+        if found is None:
+            return None
+        version, entries = found
+        digests = frozenset(adapter.digest for entry in entries for adapter in entry.spec.adapters)
+        return version, [entry.spec for entry in entries if entry.pool == pool], digests
 
     async def put(self, entry: Entry) -> None:
         """See ``ModelList.put``."""
-        async with self._changing:
-            await asyncio.to_thread(self._list.put, entry)
-        self._tell()
+        await self._change(lambda: self._list.put(entry))
 
     async def remove(self, model_id: str) -> None:
-        """See ``ModelList.remove``."""
+        """See ``ModelList.remove``; what was done to its adapters is forgotten with it."""
+
+        def both() -> None:
+            self._list.remove(model_id)
+            self._adapters.forget(model_id)
+
+        await self._change(both)
+
+    async def put_adapter(self, model_id: str, spec: AdapterSpec, discovered: bool = False) -> None:  # noqa: FBT001, FBT002 - as Serve's handles pass it
+        """See ``AdapterList.put``; of a model that is no longer served, nothing is kept."""
+        given = self._list.entries().get(model_id)
+        if given is not None:
+            await self._change(lambda: self._adapters.put(model_id, spec, given.spec.adapters, discovered=discovered))
+
+    async def remove_adapter(self, key: AdapterKey) -> None:
+        """See ``AdapterList.remove``."""
+        given = self._list.entries().get(key[0])
+        if given is not None:
+            await self._change(lambda: self._adapters.remove(key, given.spec.adapters))
+
+    async def _change(self, change: Callable[[], None]) -> None:
         async with self._changing:
-            await asyncio.to_thread(self._list.remove, model_id)
-        self._tell()
+            try:
+                await asyncio.to_thread(change)
+            finally:
+                self._tell()
 
     def _tell(self) -> None:
+        self._entries = self._served()
+        self._version = version_of(self._entries)
         self._changed.set()
         self._changed = asyncio.Event()
 
     def __repr__(self) -> str:
-        return f"<Catalogue {self._list!r}>"
+        return f"<Catalogue {self._list!r}, {self._adapters!r}>"
+
+
+def version_of(entries: Iterable[Entry]) -> str:
+    """Return what is the same for the same list, on any machine and after any restart."""
+    return hashlib.sha256(repr(sorted((entry.spec.id, entry) for entry in entries)).encode()).hexdigest()

@@ -21,11 +21,11 @@ class _Section(BaseModel):
 
 
 class LoraConfig(_Section):
-    """LoRA adapters of a model: every subdirectory of ``source`` in PEFT layout is one."""
+    """LoRA adapters of a model: every subdirectory of ``source`` in PEFT layout is one, remote ones when asked for."""
 
     max_loras: int = Field(4, ge=1, description="different adapters in one batch; a device slot is kept for each")
     max_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = Field(16, description="highest rank of an adapter")
-    source: str | None = Field(None, description="directory with a subdirectory for each adapter")
+    source: str | None = Field(None, description="directory, or s3://bucket/prefix, with a directory for each adapter")
 
 
 class OpenAIConfig(_Section):

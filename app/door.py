@@ -6,7 +6,7 @@ Covers: keys, administrators, limits, counting. Does not cover: HTTP (``guard``)
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -91,6 +91,10 @@ class Door:
         if allowance is None:
             return {}
         return _headers("requests", allowance.requests, now_s) | _headers("tokens", allowance.tokens, now_s)
+
+    def tenants(self) -> Collection[str]:
+        """Return who has keys; nobody where there are none. Raises KeysUnavailableError."""
+        return () if self._ring is None else self._ring.tenants().keys()
 
     def describe(self) -> dict[str, Any]:
         """Return the tenants with what is left of their limits here, and what is wrong with the file of keys."""

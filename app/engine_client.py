@@ -28,6 +28,7 @@ from vllm.v1.engine.parallel_sampling import ParentRequest
 
 from app.callers import Caller, current_caller
 from app.carrier import SequenceCarrier
+from app.chosen_adapter import AdapterRequest
 from app.core_outputs import core_output
 from app.engineless import EnginelessClient
 from app.keep_alive import SAMPLING_ARGUMENT
@@ -54,7 +55,6 @@ class RemoteEngineClient(EnginelessClient):
         supported_tasks: list[str],
         pool: ModelPool,
         streams: TokenStreams,
-        adapters: Mapping[str, AdapterRef],
     ) -> None:
         self.model_id = model_id
         self._revision = revision
@@ -66,7 +66,6 @@ class RemoteEngineClient(EnginelessClient):
         self._supported_tasks = tuple(supported_tasks)
         self._pool = pool
         self._streams = streams
-        self._adapters = adapters
         self._outputs = OutputProcessor(self.renderer.tokenizer, log_stats=False)
         # By the ids of their sequences, and of their attempts.
         self._carrying: dict[str, asyncio.Task[None]] = {}
@@ -141,7 +140,7 @@ class RemoteEngineClient(EnginelessClient):
             "revision": self._revision,
             "prompt_token_ids": list(request.prompt_token_ids),
             "pooling": msgspec.to_builtins(request.pooling_params),
-            "adapter": self._adapter(lora_request),
+            "adapter": _adapter(lora_request),
             "priority": priority,
             "cache_salt": caller.cache_salt(request.cache_salt),
         }
@@ -210,7 +209,7 @@ class RemoteEngineClient(EnginelessClient):
             "prompt_token_ids": list(request.prompt_token_ids),
             "sampling": msgspec.to_builtins(request.sampling_params),
             "reply_to": self._streams.reply_to,
-            "adapter": self._adapter(request.lora_request),
+            "adapter": _adapter(request.lora_request),
             "priority": request.priority,
             "cache_salt": caller.cache_salt(request.cache_salt),
             "keep_awake_s": (request.sampling_params.extra_args or {}).get(SAMPLING_ARGUMENT),
@@ -260,9 +259,6 @@ class RemoteEngineClient(EnginelessClient):
         self.input_processor.assign_request_id(request)
         return request
 
-    def _adapter(self, lora_request: LoRARequest | None) -> AdapterRef | None:
-        return None if lora_request is None else self._adapters[lora_request.lora_name]
-
     async def get_supported_tasks(self) -> tuple[str, ...]:
         """Return vLLM's task names."""
         return self._supported_tasks
@@ -273,8 +269,8 @@ class RemoteEngineClient(EnginelessClient):
         self._stop(stream_ids)
 
     async def add_lora(self, lora_request: LoRARequest) -> bool:
-        """Accept: the replica loads an adapter with its first request, after the builder has checked its files."""
-        return lora_request.lora_name in self._adapters
+        """Accept: the replica loads an adapter with its first request, after a gateway has checked its files."""
+        return isinstance(lora_request, AdapterRequest)
 
     def retire(self) -> None:
         """Shut down once the requests under way have ended; there will be no new ones."""
@@ -287,6 +283,10 @@ class RemoteEngineClient(EnginelessClient):
 
     def __repr__(self) -> str:
         return f"<RemoteEngineClient {self.model_id}, {len(self._carrying)} sequences>"
+
+
+def _adapter(lora_request: LoRARequest | None) -> AdapterRef | None:
+    return lora_request.ref if isinstance(lora_request, AdapterRequest) else None
 
 
 def _ranked(ask: Ask, rank: int | None) -> Ask:

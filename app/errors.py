@@ -12,6 +12,8 @@ AppError
 ├── KeysUnavailableError  keys can't be checked now
 ├── RequestEndsEnginesError  engines ended under the request, one after the other; it is not tried again
 ├── CatalogueError        what was changed at run time could not be kept
+├── AdapterNotFoundError  an administrator names an adapter that there isn't
+├── AdaptersUnreachableError  adapters' files can't be read now
 ├── ForecastUnavailableError  there is no forecaster, or it does not answer; everything else goes on
 ├── ServiceUnreachableError  no service answers where the command line looks for one
 ├── RefusedError          the service refuses what the command line asks for
@@ -149,7 +151,7 @@ class KeysUnavailableError(AppError):
 
 
 class CatalogueError(AppError):
-    """The list of models could not be written to ``path``."""
+    """The list of models, or of adapters, could not be written to ``path``."""
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(path, reason)
@@ -157,7 +159,29 @@ class CatalogueError(AppError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"The models stay as they were, because their list could not be written: {self.reason}"
+        return f"Models and adapters stay as they were, because their list could not be written: {self.reason}"
+
+
+class AdapterNotFoundError(AppError):
+    """There is no adapter ``name``, as an administrator calls it."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+    def __str__(self) -> str:
+        return f"The adapter `{self.name}` cannot be found."
+
+
+class AdaptersUnreachableError(AppError):
+    """``reason`` says why adapters' files can't be read; nothing of where they are, but for administrators."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"Adapters can't be looked up at the moment: {self.reason}"
 
 
 class RequestEndsEnginesError(AppError):
@@ -237,6 +261,8 @@ class ApiError(AppError):
 _STATUS: dict[type[Exception], HTTPStatus] = {
     ConfigError: HTTPStatus.BAD_REQUEST,
     CatalogueError: HTTPStatus.SERVICE_UNAVAILABLE,
+    AdapterNotFoundError: HTTPStatus.NOT_FOUND,
+    AdaptersUnreachableError: HTTPStatus.SERVICE_UNAVAILABLE,
     ForecastUnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
     UnknownModelError: HTTPStatus.NOT_FOUND,
     InvalidRequestError: HTTPStatus.BAD_REQUEST,

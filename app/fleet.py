@@ -18,6 +18,7 @@ from ray.serve.exceptions import RayServeException
 from app.engine_states import gone, merged
 from app.migration import ResumeCost
 from app.prefixes import PrefixTable
+from deployments.adapters import engine_name
 from deployments.errors import DeploymentError
 from deployments.estimate import STALE_S, ReplicaView, first_token_s, soonest
 from deployments.placements import Placements
@@ -88,7 +89,7 @@ class Fleet:
             return None
         model_id = ask["model_id"]
         adapter = ask.get("adapter")
-        group = f"{model_id}:{adapter['id'] if adapter else ''}:{ask.get('cache_salt')}"
+        group = f"{model_id}:{engine_name(adapter) if adapter else ''}:{ask.get('cache_salt')}"
         computed = self._prefixes.computed(group, ask["prompt_token_ids"])
         saved_s = {replica_id: tokens * cost.per_token_s for replica_id, tokens in computed.items()}
         replica_id = soonest(self._views, model_id, time.monotonic(), saved_s)
@@ -123,6 +124,22 @@ class Fleet:
             raise next(error for error in told if isinstance(error, BaseException))
         self._described = merged(described)
         return self._described
+
+    async def adapters(self) -> dict[str, set[str]]:
+        """Return by model the names inside engines of the adapters that any of them has in memory.
+
+        A replica that doesn't answer is taken to have none.
+        """
+        if self._may_be_empty and not self._there():
+            return {}
+        told = await asyncio.gather(
+            *(self._replicas.adapters.remote({"place": place}) for place in self._everywhere()), return_exceptions=True
+        )
+        found: dict[str, set[str]] = {}
+        for each in told:
+            for model_id, names in each.items() if not isinstance(each, BaseException) else ():
+                found.setdefault(model_id, set()).update(names)
+        return found
 
     async def command(self, name: Command, model_id: str) -> None:
         """Wake a model where it serves soonest, or put it to sleep or end it everywhere.
@@ -195,6 +212,13 @@ class Fleets:
         for engines in await asyncio.gather(*(fleet.describe() for fleet in self._fleets.values())):
             described |= engines
         return described
+
+    async def adapters(self) -> dict[str, set[str]]:
+        """See ``Fleet.adapters``."""
+        found: dict[str, set[str]] = {}
+        for names in await asyncio.gather(*(fleet.adapters() for fleet in self._fleets.values())):
+            found |= names
+        return found
 
     def run(self, reply_to: ReplyTo) -> None:
         """See ``Fleet.run``."""

@@ -21,6 +21,7 @@ from ray.serve.exceptions import RayServeException
 from starlette.responses import Response
 
 from app.accepted import AcceptedModels
+from app.adapter_desk import AdapterDesk
 from app.attempts import translated
 from app.callers import Caller
 from app.catalogue import Entry
@@ -42,7 +43,8 @@ from app.streams import TokenStreams
 from deployments.engine_args import engine_config
 from deployments.errors import DeploymentError
 from deployments.placements import PLACEMENTS
-from deployments.types import AdapterRef, EngineDescription, MoveRequest
+from deployments.types import EngineDescription, MoveRequest
+from storage.adapter_files import AdapterFiles
 from storage.checkpoint import SourceCache
 from storage.store import StoreConfig
 
@@ -80,10 +82,21 @@ class Gateway:
         self._lines = {} if door.is_open else {pool.name: self._line(pool) for pool in config.pools}
         self._streams = TokenStreams(self._fleets)
         self._forecasts = Forecasts(forecaster)
-        self._layer = OpenAILayer(self._prepare)
         self._entries: dict[str, Entry] = {}
+        self.adapters = AdapterDesk(
+            catalogue,
+            files=AdapterFiles(storage.disk_dir, storage.s3_endpoint_url),
+            sources=self._sources,
+            entries=self._listed,
+            refresh=self._refresh,
+            resident=self._fleets.adapters,
+            tenants=door.tenants,
+        )
+        self._layer = OpenAILayer(self._prepare, self.adapters.discover)
         self._version: str | None = None
         self._taken = asyncio.Event()
+        self._refreshing = asyncio.Lock()
+        self._refreshes = 0
         # Each model's part of the layer for itself, so that one that can't be served takes nothing from the others.
         self._building: dict[str, asyncio.Task[None]] = {}
         self._beginning: set[asyncio.Task[None]] = set()
@@ -154,11 +167,21 @@ class Gateway:
     async def _change(self, method: str, model_id: str, argument: Any) -> None:
         try:
             await getattr(self._catalogue, method).remote(argument)
-            # Whoever gets the answer finds it so here; other gateways hear of it at the same time.
-            found = await self._catalogue.entries.remote(None)
+            await self._refresh()
         except (RayError, RayServeException) as error:
             raise translated(error, model_id) from error
-        self._take(found)
+
+    async def _refresh(self) -> None:
+        # Whoever gets the answer to a change finds it so here; other gateways hear of it at the same time.
+        # One after the other, so that an older list never comes after a newer one.
+        async with self._refreshing:
+            found = await self._catalogue.entries.remote(None)
+            self._refreshes += 1
+            self._take(found)
+
+    async def _listed(self) -> dict[str, Entry]:
+        await self.layer()
+        return self._entries
 
     def tenants(self) -> dict[str, Any]:
         """See ``routes.Service.tenants``."""
@@ -259,8 +282,11 @@ class Gateway:
 
     async def _follow(self) -> None:
         while True:
+            refreshes = self._refreshes
             try:
-                self._take(await self._catalogue.entries.remote(self._version))
+                found = await self._catalogue.entries.remote(self._version)
+                if refreshes == self._refreshes:
+                    self._take(found)
             except (RayError, RayServeException) as error:
                 logger.warning("the catalogue does not answer: %s", error)
                 await asyncio.sleep(_RETRY_S)
@@ -272,7 +298,7 @@ class Gateway:
         before, self._entries = self._entries, {entry.spec.id: entry for entry in entries}
         self._layer.name([entry.spec for entry in entries])
         for model_id in before | self._entries:
-            if before.get(model_id) == self._entries.get(model_id):
+            if _without_adapters(before.get(model_id)) == _without_adapters(self._entries.get(model_id)):
                 continue
             self._building.pop(model_id, None)
             self._layer.remove(model_id)
@@ -314,9 +340,6 @@ class Gateway:
             tasks = await replicas.supported_tasks.remote(spec.id)
         except (RayError, RayServeException, DeploymentError) as error:
             raise translated(error, spec.id) from error
-        adapters: dict[str, AdapterRef] = {
-            adapter.id: {"id": adapter.id, "path": adapter.path, "digest": adapter.digest} for adapter in spec.adapters
-        }
         client = RemoteEngineClient(
             spec.id,
             configured.revision,
@@ -332,10 +355,9 @@ class Gateway:
                 line=self._lines.get(entry.pool),
             ),
             streams=self._streams,
-            adapters=adapters,
         )
         await self._layer.add(spec, client, entry.frontend)
-        if self._entries.get(spec.id) != entry:
+        if _without_adapters(self._entries.get(spec.id)) != _without_adapters(entry):
             # Changed meanwhile; the next request builds it anew.
             self._building.pop(spec.id, None)
             self._layer.remove(spec.id)
@@ -343,6 +365,11 @@ class Gateway:
 
     def __repr__(self) -> str:
         return f"<Gateway {list(self._entries)}, {self._streams!r}>"
+
+
+def _without_adapters(entry: Entry | None) -> Entry | None:
+    """Return what has to be built anew when it changes: adapters come and go without it."""
+    return None if entry is None else replace(entry, spec=replace(entry.spec, adapters=()), removed=())
 
 
 async def _as_builtins(result: Any) -> dict[str, Any]:

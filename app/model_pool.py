@@ -19,6 +19,7 @@ from app.fair_queue import FairQueue
 from app.migration import ResumeCost
 from app.resumption import GiveUp, History, RetryLimits, after_failure
 from app.stream_metrics import StreamMetrics
+from deployments.adapters import qualified
 from deployments.errors import DeploymentError
 from deployments.placements import PLACEMENTS, Placements
 from deployments.types import Embedding, EmbedRequest, GenerateRequest, Place
@@ -98,7 +99,7 @@ class ModelPool:
 
 def _adapter_id(ask: GenerateRequest | EmbedRequest) -> str | None:
     adapter = ask.get("adapter")
-    return adapter["id"] if adapter is not None else None
+    return qualified(adapter) if adapter is not None else None
 
 
 class FailureCount:

@@ -1,15 +1,19 @@
 """From a model of the configuration to what a replica is told to host, checked: files, adapters, engine arguments."""
 
+import re
+
 from app.accepted import AcceptedModels
 from app.catalogue import Entry
 from app.config import AppConfig, ModelConfig, PoolConfig, StorageConfig, disk_dir, dram_dir
 from app.errors import ConfigError
 from app.launch import engine_bytes
+from app.names import ADAPTER_NAME, NAME_RULE
 from deployments.errors import EngineArgumentError
 from deployments.types import AdapterSpec, ModelSpec
+from storage.adapter_source import base_config
 from storage.checkpoint import SourceCache
 from storage.errors import AdapterError, StorageError
-from storage.source import Adapter, adapters_in
+from storage.source import Adapter, absolute, adapters_in
 from storage.store import StoreConfig
 
 
@@ -62,13 +66,15 @@ def check_model(model: ModelConfig, pool: PoolConfig, sources: SourceCache, acce
         key = f".{error.key}" if error.key else ""
         raise ConfigError((f".engine{key}: {error.reason}",)) from error
     frontend = model.openai.model_dump(exclude_defaults=True)
-    return Entry(spec, frontend, pool.name, model.model_dump(mode="json"))
+    lora_source = absolute(model.lora.source) if model.lora is not None and model.lora.source else ""
+    return Entry(spec, frontend, pool.name, model.model_dump(mode="json"), lora_source)
 
 
 def _spec(model: ModelConfig, pool: PoolConfig, sources: SourceCache) -> ModelSpec:
     source = sources.localize(model.source)
     lora = model.lora
-    adapters = adapters_in(lora.source) if lora and lora.source else []
+    base = base_config(source.directory)
+    adapters = adapters_in(lora.source, base, lora.max_rank) if lora and lora.source else []
     return ModelSpec(
         id=model.id,
         path=str(source.directory),
@@ -78,7 +84,7 @@ def _spec(model: ModelConfig, pool: PoolConfig, sources: SourceCache) -> ModelSp
         lora_enabled=lora is not None,
         max_loras=lora.max_loras if lora else 1,
         max_lora_rank=lora.max_rank if lora else 16,
-        adapters=tuple(_adapter_spec(adapter, lora.max_rank) for adapter in adapters) if lora else (),
+        adapters=tuple(adapter_spec(adapter) for adapter in adapters),
         device="gpu" if pool.num_gpus else "cpu",
         keep_awake_s=model.keep_awake_s,
         ttft_slo_s=model.slo.ttft_s,
@@ -97,7 +103,8 @@ def _ask_vllm(spec: ModelSpec) -> None:
         engine_config(spec)
 
 
-def _adapter_spec(adapter: Adapter, max_rank: int) -> AdapterSpec:
-    if adapter.rank > max_rank:
-        raise AdapterError(str(adapter.path), f"its rank is {adapter.rank}, and 'lora.max_rank' allows {max_rank}")
-    return AdapterSpec(adapter.id, str(adapter.path), adapter.digest)
+def adapter_spec(adapter: Adapter, owner: str | None = None) -> AdapterSpec:
+    """Return a checked adapter as its model has it. Raises AdapterError: it can't be called so."""
+    if re.fullmatch(ADAPTER_NAME, adapter.id) is None:
+        raise AdapterError(adapter.path, f"'{adapter.id}' is no name for it: {NAME_RULE}")
+    return AdapterSpec(adapter.id, adapter.path, adapter.digest, owner, adapter.rank, adapter.size_bytes)

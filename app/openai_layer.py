@@ -14,9 +14,8 @@ from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest, ChatCompletionResponse
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest, CompletionResponse
-from vllm.entrypoints.openai.models.protocol import LoRAModulePath
 from vllm.entrypoints.pooling.embed.protocol import EmbeddingRequest, EmbeddingResponse
-from vllm.entrypoints.serve.engine.protocol import ErrorInfo, ErrorResponse
+from vllm.entrypoints.serve.engine.protocol import ErrorInfo, ErrorResponse, ModelCard, ModelPermission
 from vllm.entrypoints.serve.tokenize.protocol import (
     DetokenizeRequest,
     DetokenizeResponse,
@@ -26,14 +25,15 @@ from vllm.entrypoints.serve.tokenize.protocol import (
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from app.callers import ANYBODY, Caller, acting_for
+from app.chosen_adapter import ChosenAdapter, choosing
 from app.engine_client import RemoteEngineClient
 from app.errors import InvalidRequestError, ModelNotFoundError
 from app.keep_alive import FIELD, SAMPLING_ARGUMENT, keep_awake_s
-from app.names import NameTable, Target
+from app.names import NameTable, Target, target_of
 from app.responses import BAD_REQUEST_ERRORS, error_answer, error_body, readable
 from app.tenants import Reach
 from app.validation import blamed_field, blaming, check_request
-from deployments.types import ModelSpec
+from deployments.types import AdapterSpec, ModelSpec
 
 Operation = Literal["chat", "completions", "embeddings", "tokenize", "detokenize"]
 
@@ -67,19 +67,29 @@ _ERROR_EVENT = 'data: {"error"'
 class OpenAILayer:
     """Answers requests for every model of the application."""
 
-    def __init__(self, prepare: Callable[[str], Awaitable[None]]) -> None:
-        """``prepare`` returns once a model was added, or raises why it can't be."""
+    def __init__(
+        self,
+        prepare: Callable[[str], Awaitable[None]],
+        discover: Callable[[str, Callable[[str, str], bool]], Awaitable[bool]],
+    ) -> None:
+        """``prepare`` returns once a model was added, or raises why it can't be.
+
+        ``discover`` looks for an adapter that isn't known (``AdapterDesk.discover``); then it has been named.
+        """
         self._prepare = prepare
+        self._discover = discover
         self._names: dict[Reach, NameTable] = {}
         self._specs: dict[str, ModelSpec] = {}
+        self._adapters: dict[Target, AdapterSpec] = {}
         self._states: dict[str, State] = {}
         self._clients: dict[str, RemoteEngineClient] = {}
         self._max_token_ids: dict[str, int] = {}
 
     def name(self, specs: list[ModelSpec]) -> None:
-        """Take requests for these models from now on, and no others."""
+        """Take requests for these models and their adapters from now on, and no others."""
         self._names = {}
         self._specs = {spec.id: spec for spec in specs}
+        self._adapters = {target_of(spec.id, adapter): adapter for spec in specs for adapter in spec.adapters}
 
     def remove(self, model_id: str) -> None:
         """Forget what was added for a model; requests under way end as they would have."""
@@ -95,11 +105,11 @@ class OpenAILayer:
         args.served_model_name = [spec.id]
         args.disable_log_stats = True
         args.enable_prompt_tokens_details = True
-        args.lora_modules = [LoRAModulePath(adapter.id, adapter.path, spec.id) for adapter in spec.adapters]
         for key, value in frontend.items():
             setattr(args, key, value)
         state = State()
         await init_app_state(client, state, args, await client.get_supported_tasks())
+        state.openai_serving_models.lora_requests = ChosenAdapter()
         self._states[spec.id] = state
         self._clients[spec.id] = client
         # One can be the larger, as in vLLM's own check of prompts.
@@ -118,7 +128,9 @@ class OpenAILayer:
         Raises:
             AppError and vLLM's VLLMError, as ``responses.error_answer`` knows them.
         """
-        target = self._known_to(caller).resolve(request.model)
+        target = await self._resolved(request.model, caller)
+        # As it is now: the request ends on the version it begins with.
+        adapter = self._adapters.get(target)
         # vLLM's classes know adapters by their bare names only.
         request.model = target.served_name
         spec = self._specs[target.model_id]
@@ -133,7 +145,7 @@ class OpenAILayer:
         # vLLM sets others while it works.
         given = frozenset(request.model_fields_set)
         try:
-            with acting_for(caller):
+            with acting_for(caller), choosing(adapter):
                 result = await create(request, raw_request)
                 if isinstance(result, AsyncGenerator):
                     result = await _begun(result)
@@ -145,6 +157,16 @@ class OpenAILayer:
             result.error = ErrorInfo(**error_body(readable(problem.message), HTTPStatus(problem.code), param)["error"])
         return result
 
+    async def _resolved(self, name: str | None, caller: Caller) -> Target:
+        try:
+            return self._known_to(caller).resolve(name)
+        except ModelNotFoundError as error:
+            # What the caller may not ask for is not looked for either: that it takes longer would tell.
+            reach = caller.reach
+            if not await self._discover(error.name, lambda model, adapter: reach.holds(Target(model, adapter))):
+                raise
+        return self._known_to(caller).resolve(name)
+
     def model_id(self, name: str, caller: Caller = ANYBODY) -> str:
         """Return the id of the model that answers for ``name``.
 
@@ -155,23 +177,35 @@ class OpenAILayer:
 
     async def models(self, caller: Caller = ANYBODY) -> list[dict[str, Any]]:
         """Return a card for every model and adapter that the caller reaches, in OpenAI's shape."""
-        lists = [await state.openai_serving_models.show_available_models() for state in self._states.values()]
-        cards = [card.model_dump() for cards in lists for card in cards.data]
-        return [_shown(card, caller) for card in cards if caller.reach.holds(_target_of(card))]
+        return [card for _, card in await self._cards(caller)]
 
     async def model(self, name: str, caller: Caller = ANYBODY) -> dict[str, Any]:
         """Return one card, asked for by any of its names. Raises as ``model_id``."""
         target = self._known_to(caller).resolve(name)
-        for card in await self.models(caller):
-            if card["id"] == target.served_name and card.get("parent") in (None, target.model_id):
+        for found, card in await self._cards(caller):
+            if found == target:
                 return card
         raise ModelNotFoundError(name)
+
+    async def _cards(self, caller: Caller) -> list[tuple[Target, dict[str, Any]]]:
+        cards = []
+        listed = self._known_to(caller).listed
+        for model_id, state in list(self._states.items()):
+            if caller.reach.holds(Target(model_id)):
+                base = (await state.openai_serving_models.show_available_models()).data[0]
+                cards.append((Target(model_id), base))
+            cards += [
+                (target, ModelCard(id=name, root=adapter.path, parent=model_id, permission=[ModelPermission()]))
+                for name, target in listed
+                if target.model_id == model_id and (adapter := self._adapters.get(target)) is not None
+            ]
+        return [(target, _shown(card.model_dump(), caller)) for target, card in cards]
 
     def _known_to(self, caller: Caller) -> NameTable:
         reach = caller.reach
         table = self._names.get(reach)
         if table is None:
-            table = self._names[reach] = NameTable(self._specs.values(), reach.holds)
+            table = self._names[reach] = NameTable(self._specs.values(), reach.holds, reach.tenant)
         return table
 
     def _create(self, operation: Operation, target: Target) -> Callable[..., Awaitable[Any]]:
@@ -183,11 +217,6 @@ class OpenAILayer:
 
     def __repr__(self) -> str:
         return f"<OpenAILayer {sorted(self._states)}>"
-
-
-def _target_of(card: dict[str, Any]) -> Target:
-    parent = card.get("parent")
-    return Target(card["id"]) if parent is None else Target(parent, card["id"])
 
 
 def _shown(card: dict[str, Any], caller: Caller) -> dict[str, Any]:

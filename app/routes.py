@@ -13,6 +13,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse, ModelCard, ModelList
 from vllm.exceptions import VLLMError
 
+from app.adapter_desk import AdapterDesk
+from app.adapter_routes import add_adapter_routes
 from app.callers import Caller
 from app.errors import RETRY_AFTER_S, AppError, BodyTooLargeError, ModelNotFoundError
 from app.guard import caller_of
@@ -100,6 +102,9 @@ class Service(Protocol):
         """Serve a model no longer; its requests under way end first. Raises ModelNotFoundError, CatalogueError."""
         ...
 
+    adapters: AdapterDesk
+    """What is done to adapters."""
+
     async def migrate(self, model: str, replica_id: str | None) -> int:
         """Begin to move a model's streams off a replica, None for the one with most; return how many."""
         ...
@@ -136,6 +141,7 @@ def build_http_app(service: Service, max_body_bytes: int) -> ASGIApp:
     _add_openai_routes(app, service)
     _add_service_routes(app, service)
     _add_admin_routes(app, service)
+    add_adapter_routes(app, lambda: service.adapters, _ERRORS)
     _add_view_routes(app, service)
     # Without the others, Starlette would log a traceback for each of them.
     for kind in (

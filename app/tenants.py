@@ -19,16 +19,21 @@ class Reach:
     """What may be asked for. None stands for everything.
 
     Adapters are named as requests name them, ``adapter`` or ``model:adapter``; ``model:*`` is every one of a model, and
-    None every one of the models that are reached.
+    None every one of the models that are reached. That is said of the operator's; of tenants' own, ``tenant`` reaches
+    its own, and nobody another's but who reaches ``everything``.
     """
 
     models: frozenset[str] | None = frozenset()
     adapters: frozenset[str] | None = frozenset()
+    tenant: str = ""
+    everything: bool = False
 
     def holds(self, target: Target) -> bool:
         """Tell whether a model, or an adapter on it, may be asked for."""
         model_id, adapter_id = target.model_id, target.adapter_id
         has_model = self.models is None or model_id in self.models
+        if target.owner is not None:
+            return self.everything or target.owner == self.tenant
         if adapter_id is None:
             return has_model
         if self.adapters is None:
@@ -36,7 +41,7 @@ class Reach:
         return not self.adapters.isdisjoint({adapter_id, f"{model_id}:{adapter_id}", f"{model_id}:*"})
 
 
-EVERYTHING = Reach(None, None)
+EVERYTHING = Reach(None, None, everything=True)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.v1.worker.cpu_worker import CPUWorker
 
+from deployments.cpu_adapters import add_empty_slot
 from deployments.cpu_weights import CpuWeights
 from deployments.os_memory import drop_pages, trim_heap
 from deployments.resuming_worker import ResumingWorker
@@ -18,11 +19,12 @@ from storage.weights import rank_file
 
 
 class SleepingCpuWorker(ResumingWorker, CPUWorker):
-    """Adds ``fall_asleep`` and ``wake_from``, and resumes requests (``resuming_worker``)."""
+    """Adds ``fall_asleep``, ``wake_from`` and ``unload_adapter``, and resumes requests (``resuming_worker``)."""
 
     def load_model(self, *, load_dummy_weights: bool = False) -> None:
         """See vLLM's worker."""
         super().load_model(load_dummy_weights=load_dummy_weights)
+        add_empty_slot(self.get_model())
         self._weights = CpuWeights(self.get_model(), self.model_config.dtype)
 
     def fall_asleep(self) -> str | None:
@@ -39,6 +41,11 @@ class SleepingCpuWorker(ResumingWorker, CPUWorker):
             drop_pages(cache.untyped_storage())
         trim_heap()
         return None
+
+    def unload_adapter(self, int_id: int) -> None:
+        """Forget an adapter: the slot that it computes from is free for another, and its memory goes back."""
+        self.remove_lora(int_id)
+        trim_heap()
 
     def wake_from(self, snapshot: str) -> dict[str, float]:
         """Take the weights from the snapshot in this directory; return the seconds that each stage took.

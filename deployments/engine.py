@@ -1,10 +1,10 @@
 """What an engine replica needs of an engine: one model, started, asked, checked and stopped."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from deployments.types import Embedding, EmbedRequest, GenerateRequest, StartReport
+from deployments.types import AdapterSpec, Embedding, EmbedRequest, GenerateRequest, StartReport
 from deployments.wire import TokenDelta
 
 
@@ -55,6 +55,14 @@ class Engine(Protocol):
 
     def start_report(self) -> StartReport:
         """Return how the last start went."""
+        ...
+
+    def keep_adapters(self, adapters: Sequence[AdapterSpec]) -> None:
+        """Take these for the model's adapters; what it has of others leaves its memory after the requests for them."""
+        ...
+
+    async def adapters(self) -> list[str]:
+        """Return the names (``adapters.engine_name``) of the adapters that it has in memory now."""
         ...
 
     async def sleep(self) -> None:

@@ -6,9 +6,11 @@ told to die.
 
 import asyncio
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 
+from deployments.engine_adapters import EngineAdapter, EngineAdapters
 from deployments.errors import (
     EngineBusyError,
     EngineDiedError,
@@ -17,7 +19,7 @@ from deployments.errors import (
     RequestRejectedError,
     WakeError,
 )
-from deployments.types import Embedding, EmbedRequest, GenerateRequest, ModelSpec, StartReport
+from deployments.types import AdapterRef, AdapterSpec, Embedding, EmbedRequest, GenerateRequest, ModelSpec, StartReport
 from deployments.wire import TokenDelta
 
 AWAKE_BYTES, ASLEEP_BYTES = 100, 10
@@ -36,6 +38,9 @@ class FakeEngine:
         self._alive = False
         self._asleep = False
         self.running: set[str] = set()
+        self.loaded = EngineAdapters(self._load, self._unload)
+        self.loaded.keep(spec.adapters)
+        self._in_memory: set[int] = set()
 
     async def start(self) -> None:
         """See ``Engine.start``."""
@@ -57,12 +62,14 @@ class FakeEngine:
             yield TokenDelta(stream_id, [], "length")
         self.running.add(stream_id)
         try:
-            for index in range(delivered, max_tokens):
-                await asyncio.sleep(self._token_time_s)
-                self.check()
-                finish_reason = "length" if index == max_tokens - 1 else None
-                cached_tokens = 0 if index == 0 else None
-                yield TokenDelta(stream_id, [prompt[index % len(prompt)]], finish_reason, cached_tokens=cached_tokens)
+            async with self._using(request.get("adapter")):
+                for index in range(delivered, max_tokens):
+                    await asyncio.sleep(self._token_time_s)
+                    self.check()
+                    finish_reason = "length" if index == max_tokens - 1 else None
+                    cached_tokens = 0 if index == 0 else None
+                    token_ids = [prompt[index % len(prompt)]]
+                    yield TokenDelta(stream_id, token_ids, finish_reason, cached_tokens=cached_tokens)
         finally:
             self.running.discard(stream_id)
 
@@ -90,6 +97,23 @@ class FakeEngine:
     def unfinished(self) -> int:
         """See ``Engine.unfinished``."""
         return len(self.running)
+
+    def keep_adapters(self, adapters: Sequence[AdapterSpec]) -> None:
+        """See ``Engine.keep_adapters``."""
+        self.loaded.keep(adapters)
+
+    async def adapters(self) -> list[str]:
+        """See ``Engine.adapters``."""
+        return self.loaded.names(self._in_memory)
+
+    def _using(self, adapter: AdapterRef | None) -> AbstractAsyncContextManager[object]:
+        return nullcontext() if adapter is None else self.loaded.use(adapter)
+
+    async def _load(self, adapter: EngineAdapter) -> None:
+        self._in_memory.add(adapter.int_id)
+
+    async def _unload(self, adapter: EngineAdapter) -> None:
+        self._in_memory.discard(adapter.int_id)
 
     async def memory_bytes(self) -> int:
         """See ``Engine.memory_bytes``."""

@@ -25,6 +25,7 @@ from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBa
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 
 from deployments.device_weights import KeptMemory, check_weights, fill, memory_at, release_source, source_for
+from deployments.os_memory import trim_heap
 from deployments.snapshot_weights import weights_of
 from storage.device_source import DeviceSource
 from storage.weights import rank_file
@@ -101,6 +102,11 @@ class SleepingGpuWorker:
             "transfer_s": report.took_s,
             "registered": float(report.path == "registered"),
         }
+
+    def unload_adapter(self: Any, int_id: int) -> None:
+        """Forget an adapter: the slot that it computes from is free for another, and its memory goes back."""
+        self.remove_lora(int_id)
+        trim_heap()
 
     def snapshot_source(self: Any, snapshot: str) -> DeviceSource:
         """Return the snapshot's file for this worker's rank, locked or being locked."""

@@ -22,11 +22,22 @@ _RETRY_S = 0.5
 class HostedModels:
     """Follows the list for one pool; ``run`` first."""
 
-    def __init__(self, catalogue: Any, pool: str, apply: Callable[[list[ModelSpec]], None]) -> None:
-        """``catalogue`` is a Serve handle; ``apply`` gets the whole list whenever it has changed."""
+    def __init__(
+        self,
+        catalogue: Any,
+        pool: str,
+        apply: Callable[[list[ModelSpec]], None],
+        keep: Callable[[frozenset[str]], None] = lambda _: None,
+    ) -> None:
+        """``catalogue`` is a Serve handle.
+
+        ``apply`` gets the whole list whenever it has changed, and ``keep`` the digests of all models' adapters, also of
+        those that are hosted elsewhere.
+        """
         self._catalogue = catalogue
         self._pool = pool
         self._apply = apply
+        self._keep = keep
         self._version: str | None = None
         self._taken = asyncio.Event()
         self._following: asyncio.Task[None] | None = None
@@ -61,11 +72,12 @@ class HostedModels:
                 logger.warning("the catalogue does not answer: %s", error)
                 await asyncio.sleep(_RETRY_S)
 
-    def _take(self, found: tuple[str, list[ModelSpec]] | None) -> None:
+    def _take(self, found: tuple[str, list[ModelSpec], frozenset[str]] | None) -> None:
         if found is None or found[0] == self._version:
             return
-        self._version, specs = found
+        self._version, specs, digests = found
         self._apply(specs)
+        self._keep(digests)
         self._taken.set()
         self._taken = asyncio.Event()
 

@@ -7,13 +7,13 @@ Does not cover: deciding (``residency``), requests (``residents``), what an engi
 
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, get_args
 
 from deployments.engine import Engine
 from deployments.errors import EngineBusyError, EngineDiedError, EngineStartError, SleepUnsupportedError, WakeError
 from deployments.start_times import StartTimes
-from deployments.types import NOT_STARTED, EngineDescription, EngineState, StartReport
+from deployments.types import NOT_STARTED, AdapterSpec, EngineDescription, EngineState, StartReport
 
 # Failed starts, or early deaths, until a model is given up for a while.
 MAX_FAILURES = 3
@@ -182,6 +182,15 @@ class EngineLifecycle:
         """Clear away what a dead engine has left, for the next one."""
         logger.error("engine of %s died", self.model_id)
         return self._died()
+
+    def keep_adapters(self, adapters: Sequence[AdapterSpec]) -> None:
+        """See ``Engine.keep_adapters``; an engine that isn't there has none."""
+        if self._engine is not None:
+            self._engine.keep_adapters(adapters)
+
+    async def adapters(self) -> list[str]:
+        """See ``Engine.adapters``. Raises EngineDiedError."""
+        return [] if self._engine is None or self.state == "starting" else await self._engine.adapters()
 
     def describe(self, requests: int, waiting: int) -> EngineDescription:
         """Return the state for status pages and gateways."""

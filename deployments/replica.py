@@ -11,6 +11,7 @@ from typing import Any
 
 from ray import serve
 
+from deployments.adapter_shelf import AdapterShelf
 from deployments.engine import Engine
 from deployments.errors import EngineDiedError, EngineUnavailableError, FeedError, ReplicaLeavingError
 from deployments.feed import Feeds, GatewayFeed
@@ -34,6 +35,7 @@ from deployments.types import (
     NewsRequest,
 )
 from deployments.wire import MAKE_ROOM, MOVE, TokenDelta
+from storage.adapter_files import AdapterFiles
 from storage.store import StoreConfig
 
 # How long a request waits for the replica to hear of a model, or of its change, as the gateway has.
@@ -52,15 +54,20 @@ class EngineReplica:
         max_wait_s: float,
         replica_id: str = "",
         tier_of: Callable[[str], str] = lambda _: "",
+        files: AdapterFiles | None = None,
     ) -> None:
-        """``catalogue`` is a Serve handle that knows the models of ``pool``; ``tier_of`` tells where a snapshot is."""
+        """``catalogue`` is a Serve handle that knows the models of ``pool``; ``tier_of`` tells where a snapshot is.
+
+        ``files`` are the node's copies of adapters; without them adapters are used where they are.
+        """
         self._feeds = Feeds()
         self._residents = Residents([], make_engine, limits, max_wait_s, tier_of)
         self._residents.on_drain = self._make_room
         self._residents.run()
         self._is_leaving = False
         self._streaming: dict[str, tuple[str, GatewayFeed]] = {}
-        self._hosted = HostedModels(catalogue, pool, self._residents.host)
+        self._shelf = AdapterShelf(files)
+        self._hosted = HostedModels(catalogue, pool, self._residents.host, self._shelf.keep)
         self._hosted.run()
         self._news = Newsroom(pool, replica_id, self._residents)
         self._news.run()
@@ -105,10 +112,13 @@ class EngineReplica:
         stream_id, model_id = request["stream_id"], request["model_id"]
         self._streaming[stream_id] = (model_id, feed)
         try:
-            async with self._residents.use(model_id, keep_awake_s=request.get("keep_awake_s")) as engine:
+            async with (
+                self._shelf.held(model_id, request.get("adapter")) as adapter,
+                self._residents.use(model_id, keep_awake_s=request.get("keep_awake_s")) as engine,
+            ):
                 begin_s = time.monotonic()
                 try:
-                    return await self._stream(engine, request, feed)
+                    return await self._stream(engine, {**request, "adapter": adapter}, feed)
                 finally:
                     self._residents.served(model_id, time.monotonic() - begin_s)
         finally:
@@ -147,12 +157,16 @@ class EngineReplica:
     async def embed(self, request: EmbedRequest) -> Embedding:
         """Pool one prompt. Raises as ``generate``, but for FeedError."""
         await self._catch_up(request["model_id"], request.get("revision"))
-        async with self._residents.use(request["model_id"]) as engine:
+        model_id = request["model_id"]
+        async with (
+            self._shelf.held(model_id, request.get("adapter")) as adapter,
+            self._residents.use(model_id) as engine,
+        ):
             begin_s = time.monotonic()
             try:
-                return await engine.embed(request)
+                return await engine.embed({**request, "adapter": adapter})
             finally:
-                self._residents.served(request["model_id"], time.monotonic() - begin_s)
+                self._residents.served(model_id, time.monotonic() - begin_s)
 
     async def _catch_up(self, model_id: str, revision: str | None) -> None:
         """Let the news of a model arrive that the gateway has heard of already."""
@@ -175,6 +189,11 @@ class EngineReplica:
         """Return each model's engine with its state."""
         await self._hosted.until(lambda: True)
         return self._residents.describe()
+
+    async def adapters(self, request: DescribeRequest) -> dict[str, list[str]]:  # noqa: ARG002 - as ``describe``
+        """Return by model the names inside its engine of the adapters that it has in memory."""
+        await self._hosted.until(lambda: True)
+        return await self._residents.adapters()
 
     async def supported_tasks(self, model_id: str) -> list[str]:
         """Return the tasks of the model's engine, waiting for its first start.
@@ -213,6 +232,7 @@ class EngineReplica:
         self._feeds.close()
         self._news.close()
         self._hosted.close()
+        self._shelf.close()
         await self._residents.close()
 
     def __repr__(self) -> str:
@@ -244,6 +264,7 @@ class ServedEngineReplica(EngineReplica):
             max_wait_s,
             replica_id,
             node.tier_of,
+            AdapterFiles(storage.disk_dir, storage.s3_endpoint_url),
         )
         if forecaster is not None:
             self._residents.prewarms.tell = metrics.prewarmed

@@ -12,11 +12,12 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 from deployments.engine import Engine
 from deployments.engine_view import EngineView, Expectation
-from deployments.errors import EngineUnavailableError, ReplicaLeavingError, UnknownModelError
+from deployments.errors import EngineDiedError, EngineUnavailableError, ReplicaLeavingError, UnknownModelError
 from deployments.lifecycle import RETRY_FAILED_AFTER_S, EngineLifecycle
 from deployments.prewarms import Prewarms
 from deployments.residency import NO_LIMIT_BYTES, Action, Limits, decide
@@ -77,6 +78,7 @@ class Residents:
                 resident.successor = spec
             elif spec.revision == resident.spec.revision:
                 resident.spec = spec
+                resident.life.keep_adapters(spec.adapters)
             else:
                 resident.is_leaving, resident.successor = True, spec
         for spec in hosted.values():
@@ -93,7 +95,14 @@ class Residents:
         return spec is not None and revision in {None, spec.revision}
 
     def _life(self, spec: ModelSpec) -> EngineLifecycle:
-        return EngineLifecycle(spec.id, lambda: self._make_engine(spec), self._on_change, self._tier_of)
+        return EngineLifecycle(
+            spec.id, lambda: self._make_engine(self._as_listed(spec)), self._on_change, self._tier_of
+        )
+
+    def _as_listed(self, spec: ModelSpec) -> ModelSpec:
+        # Its adapters come and go without another engine.
+        resident = self._residents.get(spec.id)
+        return spec if resident is None else replace(spec, adapters=resident.spec.adapters)
 
     def run(self) -> None:
         """Begin to look after the engines."""
@@ -182,6 +191,15 @@ class Residents:
             model_id: resident.life.describe(resident.running, len(resident.waiting))
             for model_id, resident in self._residents.items()
         }
+
+    async def adapters(self) -> dict[str, list[str]]:
+        """Return by model the names of the adapters that its engine has in memory."""
+        found: dict[str, list[str]] = {}
+        for model_id, resident in list(self._residents.items()):
+            # An engine that ends meanwhile has none.
+            with contextlib.suppress(EngineDiedError):
+                found[model_id] = await resident.life.adapters()
+        return found
 
     def views(self) -> list[EngineView]:
         """Return each model's engine as the residency decision sees it."""

@@ -10,7 +10,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +28,7 @@ from deployments.forked_engine import PoolAddress
 from deployments.nodes import NodeClient
 from deployments.snapshot_builder import Building, building, origin_of, with_loader
 from deployments.start_metrics import StartMetrics
-from deployments.types import Embedding, EmbedRequest, GenerateRequest, ModelSpec, StartReport
+from deployments.types import AdapterSpec, Embedding, EmbedRequest, GenerateRequest, ModelSpec, StartReport
 from deployments.wire import TokenDelta
 from storage.checkpoint import LocalSource, SourceCache
 from storage.errors import ManifestError, SnapshotMissingError, StorageError
@@ -240,6 +240,15 @@ class StagedEngine:
     def unfinished(self) -> int:
         """See ``Engine.unfinished``."""
         return self._engine.unfinished() if self._engine else 0
+
+    def keep_adapters(self, adapters: Sequence[AdapterSpec]) -> None:
+        """See ``Engine.keep_adapters``."""
+        if self._engine is not None:
+            self._engine.keep_adapters(adapters)
+
+    async def adapters(self) -> list[str]:
+        """See ``Engine.adapters``."""
+        return await self._running().adapters()
 
     async def memory_bytes(self) -> int:
         """See ``Engine.memory_bytes``."""

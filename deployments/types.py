@@ -15,11 +15,18 @@ EngineState = Literal["cold", "starting", "awake", "sleeping", "asleep", "waking
 
 @dataclass(frozen=True)
 class AdapterSpec:
-    """A LoRA adapter: ``path`` is a directory in PEFT layout, ``digest`` the SHA-256 of its weights."""
+    """A LoRA adapter of a model.
+
+    ``path`` is where it comes from, a directory in PEFT layout or a remote one, and ``digest`` the SHA-256 of what was
+    found there. ``owner`` is the tenant whose it is; None for the operator's, for whoever may use it.
+    """
 
     id: str
     path: str
     digest: str
+    owner: str | None = None
+    rank: int = 0
+    size_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,7 @@ class ModelSpec:
     @cached_property
     def revision(self) -> str:
         """What is the same for specs that one engine can serve: requests made for another must not reach it."""
-        judged = replace(self, keep_awake_s=None, ttft_slo_s=1.0, pin=None, awake_bytes=0)
+        judged = replace(self, adapters=(), keep_awake_s=None, ttft_slo_s=1.0, pin=None, awake_bytes=0)
         return hashlib.sha256(repr(judged).encode()).hexdigest()[:16]
 
 
@@ -68,6 +75,7 @@ class ReplyTo(TypedDict):
 class AdapterRef(TypedDict):
     """An adapter as a request names it; the replica gives it an integer id of its own.
 
+    ``path`` is where it comes from: each node has a copy of its own, by the digest.
     ``owner`` is the tenant whose it is; without one it is the operator's, for whoever may use it.
     """
 

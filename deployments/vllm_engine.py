@@ -8,26 +8,23 @@ what a worker does to sleep (``cpu_worker``).
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import torch
 from vllm.exceptions import VLLMClientError
-from vllm.logprobs import Logprob
 from vllm.lora.request import LoRARequest
-from vllm.outputs import PoolingRequestOutput, RequestOutput
+from vllm.outputs import PoolingRequestOutput
 from vllm.pooling_params import PoolingParams
-from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
-from deployments.adapters import AdapterTable
 from deployments.canary import Answer, ask_canary
-from deployments.delivered import with_delivered
+from deployments.engine_adapters import EngineAdapter, EngineAdapters
 from deployments.engine_args import engine_args
 from deployments.errors import (
     EngineBusyError,
@@ -44,8 +41,17 @@ from deployments.forked_engine import ForkedEngine, PoolAddress
 from deployments.pooled_start import start_pooled
 from deployments.resumable import check_resumable, end_of
 from deployments.transfer_metrics import count_transfers
-from deployments.types import AdapterRef, Embedding, EmbedRequest, GenerateRequest, ModelSpec, StartReport
-from deployments.wire import LogprobRow, TokenDelta
+from deployments.types import (
+    AdapterRef,
+    AdapterSpec,
+    Embedding,
+    EmbedRequest,
+    GenerateRequest,
+    ModelSpec,
+    StartReport,
+)
+from deployments.vllm_tokens import delta_of, prompt_of, sampling_params
+from deployments.wire import TokenDelta
 
 STOP_TIMEOUT_S = 10.0
 
@@ -59,13 +65,16 @@ class VllmEngine:
         self._spec = spec
         self._pool = pool
         self._forked: ForkedEngine | None = None
-        self._adapters = AdapterTable()
+        self._adapters = EngineAdapters(self._load_adapter, self._unload_adapter)
+        self._adapters.keep(spec.adapters)
         self._llm: AsyncLLM | None = None
         self._tasks: list[str] = []
         # Requests in hand, counted here: vLLM counts one only some time after it was given it.
         self._unfinished = 0
         self._asleep = False
         self._canary: Answer | None = None
+        # What is to leave it once it is awake.
+        self._leaving: list[EngineAdapter] = []
         # Held while the engine falls asleep or wakes: one after the other.
         self._turning = asyncio.Lock()
 
@@ -101,26 +110,26 @@ class VllmEngine:
         """See ``Engine.generate``."""
         stream_id = request["stream_id"]
         delivered = request.get("delivered_token_ids") or []
-        params = _sampling_params(request["sampling"], delivered)
+        params = sampling_params(request["sampling"], delivered)
         if delivered:
             check_resumable(self._spec, self._running(), params)
             if end := end_of(self._running(), request["prompt_token_ids"], delivered, params):
                 yield TokenDelta(stream_id, [], *end)
                 return
         try:
-            with self._one_request() as llm:
+            async with self._one_request(request.get("adapter")) as (llm, lora_request):
                 outputs = llm.generate(
-                    _prompt(request),
+                    prompt_of(request),
                     params,
                     stream_id,
-                    lora_request=self._lora_request(request.get("adapter")),
+                    lora_request=lora_request,
                     priority=request.get("priority", 0),
                 )
                 first = not delivered
                 # Closed here and not whenever it is collected: closing it is what aborts the request in the engine.
                 async with aclosing(outputs):
                     async for output in outputs:
-                        yield _delta(stream_id, output, params, first=first)
+                        yield delta_of(stream_id, output, params, first=first)
                         first = False
         except (EngineDeadError, EngineGenerateError, VLLMClientError, ValueError) as error:
             raise self._translated(error) from error
@@ -129,12 +138,12 @@ class VllmEngine:
         """See ``Engine.embed``."""
         result: PoolingRequestOutput | None = None
         try:
-            with self._one_request() as llm:
+            async with self._one_request(request.get("adapter")) as (llm, lora_request):
                 async for output in llm.encode(
-                    _prompt(request),
+                    prompt_of(request),
                     msgspec.convert(request["pooling"], PoolingParams),
                     request["stream_id"],
-                    lora_request=self._lora_request(request.get("adapter")),
+                    lora_request=lora_request,
                     priority=request.get("priority", 0),
                 ):
                     result = output
@@ -221,6 +230,9 @@ class VllmEngine:
         try:
             woken_s = time.perf_counter()
             answer = await ask_canary(llm, self._tasks)
+            # Before anybody may ask for one again.
+            while self._leaving:
+                await self._take_out(self._leaving.pop())
         except EngineDeadError as error:
             raise EngineDiedError(self._spec.id) from error
         except Exception as error:
@@ -272,21 +284,62 @@ class VllmEngine:
             raise EngineDiedError(self._spec.id)
         return self._llm
 
-    @contextmanager
-    def _one_request(self) -> Iterator[AsyncLLM]:
+    @asynccontextmanager
+    async def _one_request(self, adapter: AdapterRef | None) -> AsyncIterator[tuple[AsyncLLM, LoRARequest | None]]:
         llm = self._running()
         if self._asleep:
             raise EngineUnavailableError(self._spec.id, "its engine is asleep")
         self._unfinished += 1
         try:
-            yield llm
+            if adapter is None:
+                yield llm, None
+                return
+            async with self._adapters.use(adapter) as found:
+                yield llm, _lora_request(found)
         finally:
             self._unfinished -= 1
 
-    def _lora_request(self, adapter: AdapterRef | None) -> LoRARequest | None:
-        if adapter is None:
-            return None
-        return LoRARequest(self._adapters.engine_name(adapter), self._adapters.int_id(adapter), adapter["path"])
+    def keep_adapters(self, adapters: Sequence[AdapterSpec]) -> None:
+        """See ``Engine.keep_adapters``."""
+        self._adapters.keep(adapters)
+
+    async def adapters(self) -> list[str]:
+        """See ``Engine.adapters``."""
+        if not self._spec.lora_enabled:
+            return []
+        try:
+            return self._adapters.names(await self._running().list_loras())
+        except EngineDeadError as error:
+            raise EngineDiedError(self._spec.id) from error
+
+    async def _load_adapter(self, adapter: EngineAdapter) -> None:
+        """Have it loaded before a batch needs it: there, what can't be loaded would end the engine.
+
+        Raises:
+            RequestRejectedError: the engine can't use it.
+            EngineDiedError: the engine ended.
+        """
+        try:
+            await self._running().add_lora(_lora_request(adapter))
+        except EngineDeadError as error:
+            raise EngineDiedError(self._spec.id) from error
+        # What a worker raises arrives as a plain Exception that quotes it, paths and all.
+        except Exception as error:
+            logger.exception("adapter %s of %s can't be loaded", adapter.name, self._spec.id)
+            await self._running().remove_lora(adapter.int_id)
+            raise RequestRejectedError("The adapter does not fit the model.", "model") from error
+
+    async def _unload_adapter(self, adapter: EngineAdapter) -> None:
+        async with self._turning:
+            if self._asleep:
+                # It may lack what it keeps adapters in.
+                self._leaving.append(adapter)
+            else:
+                await self._take_out(adapter)
+
+    async def _take_out(self, adapter: EngineAdapter) -> None:
+        await self._running().collective_rpc("unload_adapter", args=(adapter.int_id,))
+        logger.info("adapter %s has left the engine of %s", adapter.name, self._spec.id)
 
     def _translated(self, error: Exception) -> Exception:
         if isinstance(error, EngineDeadError):
@@ -301,52 +354,5 @@ class VllmEngine:
         return f"<VllmEngine {self._spec.id} {'running' if self._llm else 'stopped'}, {self._adapters!r}>"
 
 
-def _prompt(request: GenerateRequest | EmbedRequest) -> dict[str, Any]:
-    prompt: dict[str, Any] = {"type": "token", "prompt_token_ids": request["prompt_token_ids"]}
-    if request.get("cache_salt"):
-        prompt["cache_salt"] = request["cache_salt"]
-    return prompt
-
-
-def _sampling_params(fields: dict[str, Any], delivered: list[int]) -> SamplingParams:
-    # Text is the gateway's business: it detokenizes and finds stop strings, and aborts when it has found one.
-    own = {"n": 1, "stop": [], "detokenize": False, "output_kind": RequestOutputKind.DELTA.value}
-    if delivered:
-        # They came with the first of them.
-        own["prompt_logprobs"] = None
-    return msgspec.convert(with_delivered(fields | own, delivered), SamplingParams)
-
-
-def _delta(stream_id: str, output: RequestOutput, params: SamplingParams, *, first: bool) -> TokenDelta:
-    completion = output.outputs[0]
-    logprobs = prompt_logprobs = None
-    if completion.logprobs:
-        pairs = zip(completion.token_ids, completion.logprobs, strict=True)
-        logprobs = [_row(token_id, position, params.num_logprobs) for token_id, position in pairs]
-    if output.prompt_logprobs:
-        # The first prompt token has no log probability: vLLM puts None there.
-        pairs = zip(output.prompt_token_ids[1:], output.prompt_logprobs[1:], strict=False)
-        prompt_logprobs = [_row(token_id, position, params.prompt_logprobs) for token_id, position in pairs]
-    return TokenDelta(
-        stream_id,
-        list(completion.token_ids),
-        completion.finish_reason,
-        completion.stop_reason,
-        output.num_cached_tokens if first else None,
-        logprobs,
-        prompt_logprobs,
-    )
-
-
-def _row(token_id: int, position: dict[int, Logprob], top_count: int) -> LogprobRow:
-    """Rebuild the engine's row from vLLM's mapping: the token itself, then the ``top_count`` best by rank.
-
-    The mapping holds the token once even when it is also among the best, so then it has ``top_count`` entries, not
-    one more; a ``top_count`` of -1 asks for the whole vocabulary.
-    """
-    own = position[token_id]
-    best = [key for _, key in sorted((value.rank, key) for key, value in position.items() if key != token_id)]
-    if top_count < 0 or len(position) == top_count:
-        best.insert(own.rank - 1, token_id)
-    ids = [token_id, *best]
-    return ids, [position[key].logprob for key in ids], own.rank
+def _lora_request(adapter: EngineAdapter) -> LoRARequest:
+    return LoRARequest(adapter.name, adapter.int_id, adapter.directory)

@@ -104,7 +104,7 @@ class SourceCache:
         folder = open_folder(source.url, self._s3_endpoint_url)
         infos = [info for info in folder.list_files() if _is_small(info) or info.path.endswith(_WEIGHTS)]
         with tempfile.TemporaryDirectory(dir=self._root) as directory:
-            _fetch(folder, infos, Path(directory))
+            fetch(folder, infos, Path(directory))
             yield Path(directory)
 
     def _newest(self, url: str, place: Path) -> Path:
@@ -119,7 +119,7 @@ class SourceCache:
         if not (directory / _COMPLETE).is_file():
             shutil.rmtree(directory, ignore_errors=True)
             directory.mkdir()
-            _fetch(folder, small, directory)
+            fetch(folder, small, directory)
             (directory / _COMPLETE).touch()
         return directory
 
@@ -132,7 +132,8 @@ def _is_small(info: FileInfo) -> bool:
     return info.path.endswith(SMALL_SUFFIXES) and not hidden
 
 
-def _fetch(folder: Folder, infos: list[FileInfo], target: Path) -> None:
+def fetch(folder: Folder, infos: list[FileInfo], target: Path) -> None:
+    """Copy files into the directory ``target``. Raises RemoteError; what was copied until then is left there."""
     for info in infos:
         if info.path.startswith("/") or ".." in Path(info.path).parts:
             raise RemoteError(folder.url, f"a file is called '{info.path}'")

@@ -4,12 +4,14 @@ Covers: directories in Hugging Face and PEFT layout, read without importing torc
 pickled ones can run code when they are loaded, so they are refused here, before any engine sees them.
 """
 
-import hashlib
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from storage.errors import AdapterError, SourceError
+from storage.adapter_source import CONFIG_NAME, check_values, digest_of, look_at
+from storage.errors import AdapterError, RemoteError, SourceError
+from storage.folders import DirectoryFolder
 
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 REMOTE_SCHEMES = ("s3://", "hf://")
@@ -17,12 +19,16 @@ REMOTE_SCHEMES = ("s3://", "hf://")
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA adapter on disk; ``digest`` is the SHA-256 of its configuration and weights, in hex."""
+    """A LoRA adapter at ``path``, a directory or a URL.
+
+    ``digest`` is the SHA-256 of its configuration and weights, in hex.
+    """
 
     id: str
-    path: Path
+    path: str
     digest: str
     rank: int
+    size_bytes: int
 
 
 def model_directory(source: str) -> Path:
@@ -40,6 +46,11 @@ def model_directory(source: str) -> Path:
     return path
 
 
+def absolute(source: str) -> str:
+    """Return a source as it is understood in any process: a path as an absolute one."""
+    return source if "://" in source else str(Path(source).expanduser().resolve())
+
+
 def check_layout(source: str, names: list[str]) -> None:
     """Check that files of these names make a model.
 
@@ -54,38 +65,33 @@ def check_layout(source: str, names: list[str]) -> None:
         raise SourceError(source, f"{reason}; *.safetensors files are needed")
 
 
-def adapters_in(source: str) -> list[Adapter]:
+def adapters_in(source: str, base: Mapping[str, Any], max_rank: int) -> list[Adapter]:
     """Return the adapters in the subdirectories of ``source``, by name; the directory's name is the adapter's id.
+
+    ``base`` is the configuration of the model they are for. A remote ``source`` is not searched: what is there is found
+    when it is asked for.
 
     Raises:
         AdapterError: ``source`` is no directory, or one of the adapters can't be used.
     """
+    if source.startswith(REMOTE_SCHEMES):
+        return []
     root = Path(source).expanduser().resolve()
     if not root.is_dir():
         raise AdapterError(source, f"there is no directory {root}")
-    return [read_adapter(path) for path in sorted(root.iterdir()) if (path / "adapter_config.json").is_file()]
+    directories = sorted(path for path in root.iterdir() if (path / CONFIG_NAME).is_file())
+    return [read_adapter(path, base, max_rank) for path in directories]
 
 
-def read_adapter(path: Path) -> Adapter:
-    """Check an adapter in PEFT layout and return its facts.
+def read_adapter(path: Path, base: Mapping[str, Any], max_rank: int) -> Adapter:
+    """Check an adapter in PEFT layout, where it is, and return its facts.
 
     Raises:
-        AdapterError: the configuration is missing or no LoRA, or the weights are missing or pickled.
+        AdapterError: it can't be used with such a model.
     """
-    config_file, weights_file = path / "adapter_config.json", path / "adapter_model.safetensors"
     try:
-        config = json.loads(config_file.read_bytes())
-        rank = config["r"]
-    except FileNotFoundError as error:
-        raise AdapterError(str(path), "it has no adapter_config.json") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise AdapterError(str(path), "its adapter_config.json is not a LoRA configuration") from error
-    if not isinstance(rank, int) or rank < 1:
-        raise AdapterError(str(path), f"its rank is {rank!r}")
-    if not weights_file.is_file():
-        raise AdapterError(str(path), "it has no adapter_model.safetensors (pickled weights are not loaded)")
-    digest = hashlib.sha256(config_file.read_bytes())
-    with weights_file.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return Adapter(path.name, path, digest.hexdigest(), rank)
+        found = look_at(DirectoryFolder(path), base, max_rank)
+        check_values(path, found.tensors)
+        return Adapter(path.name, str(path), digest_of(path), found.rank, found.size_bytes)
+    except (OSError, RemoteError) as error:
+        raise AdapterError(str(path), str(error)) from error

@@ -49,7 +49,10 @@ ADMIN_ROUTES = [
     ("POST", "/admin/wake"), ("POST", "/admin/sleep"), ("POST", "/admin/stop"), ("POST", "/admin/migrate"),
     ("GET", "/admin/tiers"), ("GET", "/admin/tenants"), ("GET", "/metrics"), ("GET", "/admin"), ("GET", "/"),
     ("GET", "//admin/models"), ("GET", "/%61dmin/models"), ("GET", "/v1/../admin/models"), ("GET", "/admin/models/"),
-    ("GET", "/ADMIN/models"), ("POST", "/v1/load_lora_adapter"), ("GET", "/v1/models%2f..%2f..%2fadmin/models"),
+    ("GET", "/admin/adapters"), ("POST", "/admin/adapters"), ("PUT", "/admin/adapters/globex-model/json"),
+    ("DELETE", "/admin/adapters/globex-model/json"), ("DELETE", "/admin/adapters/globex-model/json?owner=globex"),
+    ("POST", "/v1/load_lora_adapter"), ("POST", "/v1/unload_lora_adapter"), ("GET", "/ADMIN/models"),
+    ("GET", "/v1/models%2f..%2f..%2fadmin/models"),
 ]  # fmt: skip
 
 
@@ -163,7 +166,8 @@ async def test_no_route_is_forgotten() -> None:
     paths = {route.path for route in app._app.routes}
     for_tenants = {*PATHS.values(), "/v1/models", "/v1/models/{model_id:path}"}
     assert _OPEN_PATHS | for_tenants <= paths
-    assert all(path.startswith("/admin/") for path in paths - for_tenants - _OPEN_PATHS - {"/metrics"})
+    for_administrators = {"/metrics", "/v1/load_lora_adapter", "/v1/unload_lora_adapter"}
+    assert all(path.startswith("/admin/") for path in paths - for_tenants - _OPEN_PATHS - for_administrators)
 
 
 async def test_without_a_key_only_health_answers_and_names_nothing(service: InProcess) -> None:

@@ -10,7 +10,10 @@ from vllm import device_allocator
 from vllm.compilation import decorators
 from vllm.device_allocator import AllocationData, cumem, sleep_mode_backend
 from vllm.distributed.device_communicators.shm_broadcast import MessageQueue, SpinCondition
+from vllm.lora.layers import LogitsProcessorWithLoRA, VocabParallelEmbeddingWithLoRA
 from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
+from vllm.lora.ops.torch_ops import lora_ops
+from vllm.lora.punica_wrapper import utils as punica_utils
 from vllm.model_executor.layers import utils as layer_utils
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
@@ -61,6 +64,20 @@ def test_cpu_weights() -> None:
     assert "self.base_layer = base_layer" in inspect.getsource(BaseLinearLayerWithLoRA.__init__)
     linear = inspect.getsource(LinearBase.__init__)
     assert all(f"self.{name} = {name}" in linear for name in ("input_size", "output_size", "params_dtype"))
+
+
+def test_cpu_adapters() -> None:
+    """`deployments/cpu_adapters.py` adds a slot to these; once kernels skip rows without an adapter, it may go."""
+    assert "lora_b_weights[lora_indices_tensor]" in inspect.getsource(lora_ops.bgmv_shrink)
+    assert "lora_b_weights[lora_indices_tensor]" in inspect.getsource(lora_ops.bgmv_expand)
+    for layer in (BaseLinearLayerWithLoRA, VocabParallelEmbeddingWithLoRA, LogitsProcessorWithLoRA):
+        source = inspect.getsource(layer.create_lora_weights)
+        assert "self.lora_a_stacked = " in source
+        assert "self.lora_b_stacked = " in source
+    assert "self.lora_a_stacked_2d = self.lora_a_stacked.view(" in inspect.getsource(
+        VocabParallelEmbeddingWithLoRA.create_lora_weights
+    )
+    assert "else -1" in inspect.getsource(punica_utils.convert_mapping)
 
 
 def test_cpu_worker() -> None:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from openai import BadRequestError, NotFoundError, OpenAI
 
-from tests.support.service import CHAT_MODEL, MODELS, Service, command
+from tests.support.service import ADAPTERS, CHAT_MODEL, MODELS, Service, command
 from tests.support.waiting import until
 
 ADDED = "team/added"
@@ -117,3 +117,29 @@ def test_from_the_command_line(service: Service, client: OpenAI, tmp_path: Path)
     )
     assert refused.returncode == 1
     assert "does not exist" in refused.stderr
+
+
+def test_an_adapter_comes_and_goes_and_its_engine_does_not_notice(service: Service, client: OpenAI) -> None:
+    path, prompt = f"{service.url}/admin/adapters/{CHAT_MODEL}/corsair", "What is the capital of France?"
+    as_configured = ask(client, "pirate", prompt)
+    before = engines(service)[CHAT_MODEL]
+    answer = httpx.put(path, json={"source": str(ADAPTERS / "pirate")}, timeout=60)
+    assert answer.is_success, answer.text
+    assert ask(client, "corsair", prompt) == ask(client, f"{CHAT_MODEL}:corsair", prompt) == as_configured
+    shown = subprocess.run(
+        [command("flashserve"), "adapters", "--url", service.url], check=True, capture_output=True, text=True
+    )
+    assert f"{CHAT_MODEL}:corsair" in shown.stdout
+    states = {
+        each["id"]: each["state"] for each in httpx.get(f"{service.url}/admin/adapters", timeout=60).json()["adapters"]
+    }
+    assert states["corsair"] == "resident"
+    answer = httpx.post(
+        f"{service.url}/v1/unload_lora_adapter", json={"lora_name": f"{CHAT_MODEL}:corsair"}, timeout=60
+    )
+    assert answer.is_success, answer.text
+    with pytest.raises(NotFoundError):
+        ask(client, "corsair", prompt)
+    assert ask(client, "pirate", prompt) == as_configured
+    now = engines(service)[CHAT_MODEL]
+    assert (now["restarts"], now["started_in_s"]) == (before["restarts"], before["started_in_s"])

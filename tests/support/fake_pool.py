@@ -164,7 +164,7 @@ async def client_of(pool: Pool) -> AsyncIterator[RemoteEngineClient]:
     config = await asyncio.to_thread(engine_config, CONFIG_SPEC)
     made = RemoteEngineClient(
         CHAT_MODEL, pool.spec.revision, config=config, supported_tasks=["generate", "embed"],
-        streams=streams, adapters={}, pool=ModelPool(pool, LIMITS, pool.placements),
+        streams=streams, pool=ModelPool(pool, LIMITS, pool.placements),
     )  # fmt: skip
     try:
         yield made

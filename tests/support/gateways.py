@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from deployments.fake_engine import FakeEngine
 from deployments.replica import EngineReplica
 from deployments.residency import Limits
 from deployments.types import AdapterSpec, ModelSpec
+from storage.adapter_files import AdapterFiles
+from storage.adapter_source import digest_of
 from storage.store import StoreConfig
 from tests.support.handles import LocalHandle
 from tests.support.service import ADAPTERS, CHAT_MODEL, EMBEDDING_MODEL, MODELS
@@ -87,30 +90,43 @@ def embedding_model(model_id: str) -> ModelSpec:
     return ModelSpec(model_id, str(MODELS / EMBEDDING_MODEL), {"runner": "pooling", "dtype": "float32"})
 
 
-def model(model_id: str, *adapters: str) -> ModelSpec:
+def model(model_id: str, *adapters: str, lora: bool = False) -> ModelSpec:
     return ModelSpec(
         model_id,
         str(MODELS / CHAT_MODEL),
         {"dtype": "float32", "max_model_len": 1024},
-        lora_enabled=bool(adapters),
-        adapters=tuple(AdapterSpec(adapter, str(ADAPTERS / adapter), adapter) for adapter in adapters),
+        lora_enabled=lora or bool(adapters),
+        adapters=tuple(AdapterSpec(name, str(ADAPTERS / name), demo_digest(name)) for name in adapters),
     )
 
 
+@cache
+def demo_digest(adapter: str) -> str:
+    return digest_of(ADAPTERS / adapter)
+
+
 @asynccontextmanager
-async def gateway_of(
-    directory: Path, *specs: ModelSpec, keys_file: Path, takes: int = 256, token_time_s: float = 0.0
+async def gateway_of(  # noqa: PLR0913 - what a gateway is made of
+    directory: Path,
+    *specs: ModelSpec,
+    keys_file: Path | None,
+    takes: int = 256,
+    token_time_s: float = 0.0,
+    lora_source: str = "",
+    s3_endpoint_url: str | None = None,
 ) -> AsyncIterator[InProcess]:
-    """``takes`` is how many sequences its replica takes at once."""
+    """``takes`` is how many sequences its replica takes at once, ``lora_source`` where adapters are looked for."""
     PacedEngine.pause_s = token_time_s
     models = [{"id": spec.id, "source": spec.path} for spec in specs]
     config = parse_config({"models": models, "pools": [{"max_ongoing_requests": takes}]})
-    catalogue = LocalHandle(Catalogue([Entry(spec, {}, "default", {}) for spec in specs], directory))
+    entries = [Entry(spec, {}, "default", {}, lora_source) for spec in specs]
+    catalogue = LocalHandle(Catalogue(entries, directory))
     PacedEngine.may_go_on = asyncio.Event()
     PacedEngine.may_go_on.set()
-    replica = EngineReplica(catalogue, "default", PacedEngine, Limits(10_000, 0.05, 1.0), 10)
+    files = AdapterFiles(directory / "disk", s3_endpoint_url)
+    replica = EngineReplica(catalogue, "default", PacedEngine, Limits(10_000, 0.05, 1.0), 10, files=files)
     pool = TaskHandle(replica, takes)
-    storage = StoreConfig(directory / "dram", 0, directory / "disk", 0, None)
+    storage = StoreConfig(directory / "dram", 0, directory / "disk", 0, s3_endpoint_url)
     gateway = GuardedGateway(config, catalogue, {"default": pool}, None, storage, keys_file=keys_file)
     app = gateway.__serve_build_asgi_app__()
     server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="off", log_config=None))

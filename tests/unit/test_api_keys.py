@@ -75,8 +75,8 @@ def test_a_file_is_read(tmp_path: Path) -> None:
     )
     table = read_keys(file.path)
     assert table.tenants == {
-        "acme": Tenant("acme", Reach(frozenset({"m"}), frozenset({"a", "m:b"})), Quota(60, 1000, 4), 2.0),
-        "root": Tenant("root", Reach(None, None), is_admin=True),
+        "acme": Tenant("acme", Reach(frozenset({"m"}), frozenset({"a", "m:b"}), "acme"), Quota(60, 1000, 4), 2.0),
+        "root": Tenant("root", Reach(None, None, "root"), is_admin=True),
     }
     found = table.keys[key_id(file.keys["acme"]) or ""]
     assert found.tenant.name == "acme"
@@ -92,7 +92,7 @@ def test_the_readme_shows_such_a_file() -> None:
 def test_json_is_yaml(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     path.write_text('{"tenants": [{"name": "acme"}]}')
-    assert read_keys(path).tenants == {"acme": Tenant("acme")}
+    assert read_keys(path).tenants == {"acme": Tenant("acme", Reach(tenant="acme"))}
 
 
 GOOD = {"id": "0123456789ab", "hash": "scrypt:14:AAAA:AAAA"}

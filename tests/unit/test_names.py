@@ -41,3 +41,34 @@ def test_a_name_is_required(name: str | None) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         NameTable([spec("base")]).resolve(name)
     assert caught.value.param == "model"
+
+
+def owned(model_id: str, *owners: str | None) -> ModelSpec:
+    return ModelSpec(model_id, "", adapters=tuple(AdapterSpec("pirate", "", "", owner) for owner in owners))
+
+
+def table(tenant: str, *specs: ModelSpec) -> NameTable:
+    return NameTable(specs, lambda target: target.owner in {None, tenant}, tenant)
+
+
+def test_of_one_name_everybody_means_their_own_and_the_others_the_operators() -> None:
+    base = owned("base", "acme", None, "globex")
+    for tenant, owner in (("acme", "acme"), ("globex", "globex"), ("third", None)):
+        names = table(tenant, base)
+        assert names.resolve("pirate") == names.resolve("base:pirate") == Target("base", "pirate", owner)
+        assert names.listed == [("pirate", Target("base", "pirate", owner))]
+        for other in {"acme", "globex"} - {tenant}:
+            for name in (f"{other}/pirate", f"base:{other}/pirate"):
+                with pytest.raises(ModelNotFoundError):
+                    names.resolve(name)
+
+
+def test_who_sees_all_of_them_says_whose() -> None:
+    names = NameTable([owned("base", "acme", "globex"), owned("other", "acme")])
+    with pytest.raises(ModelNotFoundError):
+        names.resolve("pirate")
+    assert names.resolve("globex/pirate") == Target("base", "pirate", "globex")
+    assert names.resolve("other:acme/pirate") == Target("other", "pirate", "acme")
+    with pytest.raises(InvalidRequestError, match="`base:acme/pirate`, `other:acme/pirate`"):
+        names.resolve("acme/pirate")
+    assert [name for name, _ in names.listed] == ["acme/pirate", "globex/pirate", "acme/pirate"]

@@ -1,10 +1,10 @@
-import json
 from pathlib import Path
 
 import pytest
 
 from storage.errors import AdapterError, SourceError
 from storage.source import adapters_in, model_directory, read_adapter
+from tests.support.adapters import BASE, tensors_of, write_adapter
 
 
 @pytest.fixture
@@ -14,12 +14,8 @@ def model(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def make_adapter(root: Path, name: str, rank: object = 8, weights: bytes = b"weights") -> Path:
-    path = root / name
-    path.mkdir()
-    (path / "adapter_config.json").write_text(json.dumps({"r": rank}))
-    (path / "adapter_model.safetensors").write_bytes(weights)
-    return path
+def found(root: Path) -> list[tuple[str, int]]:
+    return [(adapter.id, adapter.rank) for adapter in adapters_in(str(root), BASE, 16)]
 
 
 def test_a_model_directory_is_found_also_through_a_link(model: Path, tmp_path: Path) -> None:
@@ -48,34 +44,24 @@ def test_missing_pieces_are_named(model: Path) -> None:
 
 
 def test_adapters_are_found_by_their_directories(tmp_path: Path) -> None:
-    make_adapter(tmp_path, "b")
-    make_adapter(tmp_path, "a", rank=4)
+    write_adapter(tmp_path / "b")
+    write_adapter(tmp_path / "a", tensors_of(rank=2), rank=2)
     (tmp_path / "notes").mkdir()
-    assert [(adapter.id, adapter.rank) for adapter in adapters_in(str(tmp_path))] == [("a", 4), ("b", 8)]
+    assert found(tmp_path) == [("a", 2), ("b", 4)]
+    assert adapters_in("s3://bucket/adapters", BASE, 16) == [], "they are found when they are asked for"
 
 
 def test_the_digest_follows_the_content(tmp_path: Path) -> None:
-    one, same = make_adapter(tmp_path, "one"), make_adapter(tmp_path, "same")
-    other = make_adapter(tmp_path, "other", weights=b"Weights")
-    assert read_adapter(one).digest == read_adapter(same).digest != read_adapter(other).digest
+    one, same = write_adapter(tmp_path / "one"), write_adapter(tmp_path / "same")
+    other = write_adapter(tmp_path / "other", tensors_of(fill=1.0))
+    digests = [read_adapter(path, BASE, 16).digest for path in (one, same, other)]
+    assert digests[0] == digests[1] != digests[2]
 
 
-@pytest.mark.parametrize("rank", [0, -1, "8", None, 2.5])
-def test_a_rank_that_is_none(tmp_path: Path, rank: object) -> None:
-    with pytest.raises(AdapterError, match="rank"):
-        read_adapter(make_adapter(tmp_path, "bad", rank))
-
-
-def test_adapter_files_that_are_missing_or_broken(tmp_path: Path) -> None:
-    path = make_adapter(tmp_path, "bad")
-    (path / "adapter_model.safetensors").rename(path / "adapter_model.bin")
-    with pytest.raises(AdapterError, match="pickled weights are not loaded"):
-        read_adapter(path)
-    (path / "adapter_config.json").write_text("{")
-    with pytest.raises(AdapterError, match="not a LoRA configuration"):
-        read_adapter(path)
-    (path / "adapter_config.json").unlink()
-    with pytest.raises(AdapterError, match=r"no adapter_config\.json"):
-        read_adapter(path)
+def test_one_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    write_adapter(tmp_path / "good")
+    bad = write_adapter(tmp_path / "bad", tensors_of(fill=float("nan")))
+    with pytest.raises(AdapterError, match=f"'{bad}' can't be used: its weights .* hold NaN"):
+        found(tmp_path)
     with pytest.raises(AdapterError, match="there is no directory"):
-        adapters_in(str(path / "nowhere"))
+        found(tmp_path / "nowhere")

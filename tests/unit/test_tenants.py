@@ -21,7 +21,9 @@ def reach(models: str = "", adapters: str = "") -> Reach:
         (reach("", "m:a"), [Target("m", "a")], [Target("n", "a"), Target("m")]),
         (reach("", "m:*"), [Target("m", "a"), Target("m", "b")], [Target("n", "a"), Target("m")]),
         (Reach(frozenset({"m"}), None), [Target("m"), Target("m", "a")], [Target("n"), Target("n", "a")]),
-        (EVERYTHING, [Target("m"), Target("n", "a")], []),
+        (EVERYTHING, [Target("m"), Target("n", "a"), Target("n", "a", "acme")], []),
+        (Reach(None, None, "acme"), [Target("n", "a", "acme"), Target("n", "a")], [Target("n", "a", "globex")]),
+        (Reach(tenant="acme"), [Target("n", "a", "acme")], [Target("n", "a", "globex"), Target("n", "a")]),
     ],
 )
 def test_what_is_reached(allowed: Reach, held: list[Target], not_held: list[Target]) -> None:

@@ -1,0 +1,92 @@
+"""HTTP paths of adapters: for administrators, ours and those of vLLM's own API.
+
+Does not cover: what they do (``adapter_desk``), who may (``guard``).
+"""
+
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import PlainTextResponse
+
+from app.adapter_desk import AdapterDescription, AdapterDesk
+from app.errors import InvalidRequestError
+
+
+class AdapterSection(BaseModel):
+    """Where an adapter's files are, and whose it is: a tenant's, or the operator's without ``owner``."""
+
+    model_config = ConfigDict(extra="forbid")
+    source: str = Field(min_length=1, max_length=4096)
+    owner: str | None = None
+
+
+class NewAdapter(AdapterSection):
+    """An adapter that there is to be."""
+
+    model: str
+    id: str
+
+
+class LoadCommand(BaseModel):
+    """As vLLM has it; ``lora_name`` may be ``model:adapter``."""
+
+    lora_name: str
+    lora_path: str
+    load_inplace: bool = False
+
+
+class UnloadCommand(BaseModel):
+    """As vLLM has it."""
+
+    lora_name: str
+
+
+def add_adapter_routes(app: FastAPI, desk: Any, errors: dict[int | str, dict[str, Any]]) -> None:
+    """Add the paths; ``desk`` returns an ``AdapterDesk`` once there is one."""
+    _add_admin_routes(app, desk, errors)
+    _add_vllm_routes(app, desk, errors)
+
+
+def _add_admin_routes(app: FastAPI, desk: Any, errors: dict[int | str, dict[str, Any]]) -> None:
+    @app.get("/admin/adapters", responses=errors)
+    async def admin_adapters() -> dict[str, list[AdapterDescription]]:
+        return {"adapters": await desk().describe()}
+
+    @app.post("/admin/adapters", responses=errors)
+    async def admin_add_adapter(new: NewAdapter) -> AdapterDescription:
+        return await desk().put(new.model, new.id, new.source, new.owner, replace=False)
+
+    # ``:path`` because ids of models may hold slashes.
+    @app.put("/admin/adapters/{model_id:path}/{adapter_id}", responses=errors)
+    async def admin_put_adapter(model_id: str, adapter_id: str, section: AdapterSection) -> AdapterDescription:
+        return await desk().put(model_id, adapter_id, section.source, section.owner, replace=True)
+
+    @app.delete("/admin/adapters/{model_id:path}/{adapter_id}", responses=errors)
+    async def admin_remove_adapter(model_id: str, adapter_id: str, owner: str | None = None) -> AdapterDescription:
+        return await desk().remove(model_id, adapter_id, owner)
+
+
+def _add_vllm_routes(app: FastAPI, desk: Any, errors: dict[int | str, dict[str, Any]]) -> None:
+    @app.post("/v1/load_lora_adapter", responses=errors, response_class=PlainTextResponse)
+    async def load_lora_adapter(command: LoadCommand) -> str:
+        adapters: AdapterDesk = desk()
+        if not command.lora_name or not command.lora_path:
+            raise InvalidRequestError("Both 'lora_name' and 'lora_path' must be provided.")
+        model_id, name = await adapters.model_for(command.lora_name)
+        if not command.load_inplace and await adapters.is_listed(model_id, name):
+            message = (
+                f"The lora adapter '{command.lora_name}' has already been loaded. If you want to load the adapter in "
+                "place, set 'load_inplace' to True."
+            )
+            raise InvalidRequestError(message, "lora_name")
+        await adapters.put(model_id, name, command.lora_path, replace=True)
+        return f"Success: LoRA adapter '{command.lora_name}' added successfully."
+
+    @app.post("/v1/unload_lora_adapter", responses=errors, response_class=PlainTextResponse)
+    async def unload_lora_adapter(command: UnloadCommand) -> str:
+        adapters: AdapterDesk = desk()
+        if not command.lora_name:
+            raise InvalidRequestError("'lora_name' needs to be provided to unload a LoRA adapter.", "lora_name")
+        await adapters.remove(*await adapters.model_for(command.lora_name))
+        return f"Success: LoRA adapter '{command.lora_name}' removed successfully."
