@@ -1,13 +1,18 @@
-from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
-INTEGRATION = Path(__file__).parent / "integration"
+INTEGRATION = "tests/integration/"
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+class _TwoHalves(LoadScopeScheduling):
     """Of two processes one runs the integration tests, which share services, and the other all else, file by file."""
-    for item in items:
-        group = INTEGRATION if INTEGRATION in item.path.parents else item.path
-        item.add_marker(pytest.mark.xdist_group(str(group)))
+
+    def _split_scope(self, nodeid: str) -> str:
+        return INTEGRATION if nodeid.startswith(INTEGRATION) else nodeid.split("::")[0]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    return _TwoHalves(config, log)

