@@ -10,7 +10,7 @@ class _TwoHalves(LoadScopeScheduling):
     """Of two processes one runs the integration tests, which share services, and the other all else, file by file."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return INTEGRATION if nodeid.startswith(INTEGRATION) else nodeid.split("::")[0]
+        return INTEGRATION if nodeid.startswith(INTEGRATION) else nodeid.split("::", maxsplit=1)[0]
 
 
 @pytest.hookimpl(optionalhook=True)
