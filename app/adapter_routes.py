@@ -12,6 +12,9 @@ from starlette.responses import PlainTextResponse
 from app.adapter_desk import AdapterDescription, AdapterDesk
 from app.errors import InvalidRequestError
 
+# What an answer is that vLLM gives as plain text; errors are JSON here, too.
+_TEXT: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+
 
 class AdapterSection(BaseModel):
     """Where an adapter's files are, and whose it is: a tenant's, or the operator's without ``owner``."""
@@ -68,8 +71,8 @@ def _add_admin_routes(app: FastAPI, desk: Any, errors: dict[int | str, dict[str,
 
 
 def _add_vllm_routes(app: FastAPI, desk: Any, errors: dict[int | str, dict[str, Any]]) -> None:
-    @app.post("/v1/load_lora_adapter", responses=errors, response_class=PlainTextResponse)
-    async def load_lora_adapter(command: LoadCommand) -> str:
+    @app.post("/v1/load_lora_adapter", responses=errors | _TEXT)
+    async def load_lora_adapter(command: LoadCommand) -> PlainTextResponse:
         adapters: AdapterDesk = desk()
         if not command.lora_name or not command.lora_path:
             raise InvalidRequestError("Both 'lora_name' and 'lora_path' must be provided.")
@@ -81,12 +84,12 @@ def _add_vllm_routes(app: FastAPI, desk: Any, errors: dict[int | str, dict[str, 
             )
             raise InvalidRequestError(message, "lora_name")
         await adapters.put(model_id, name, command.lora_path, replace=True)
-        return f"Success: LoRA adapter '{command.lora_name}' added successfully."
+        return PlainTextResponse(f"Success: LoRA adapter '{command.lora_name}' added successfully.")
 
-    @app.post("/v1/unload_lora_adapter", responses=errors, response_class=PlainTextResponse)
-    async def unload_lora_adapter(command: UnloadCommand) -> str:
+    @app.post("/v1/unload_lora_adapter", responses=errors | _TEXT)
+    async def unload_lora_adapter(command: UnloadCommand) -> PlainTextResponse:
         adapters: AdapterDesk = desk()
         if not command.lora_name:
             raise InvalidRequestError("'lora_name' needs to be provided to unload a LoRA adapter.", "lora_name")
         await adapters.remove(*await adapters.model_for(command.lora_name))
-        return f"Success: LoRA adapter '{command.lora_name}' removed successfully."
+        return PlainTextResponse(f"Success: LoRA adapter '{command.lora_name}' removed successfully.")

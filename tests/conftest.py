@@ -1,9 +1,14 @@
+import os
 from typing import Any
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 INTEGRATION = "tests/integration/"
+
+# xdist gives its processes the size of a terminal, which consoles that are made at import would keep.
+for name in ("COLUMNS", "LINES"):
+    os.environ.pop(name, None)
 
 
 class _TwoHalves(LoadScopeScheduling):

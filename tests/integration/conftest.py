@@ -33,8 +33,10 @@ def keys_file(tmp_path_factory: pytest.TempPathFactory) -> KeysFile:
 
 @pytest.fixture(scope="session")
 def guarded(keys_file: KeysFile) -> Iterator[Service]:
-    """A second service, with API keys, whose plans are of a second's grain."""
+    """A second service, with API keys, whose plans are of a second's grain and save any waiting."""
     models = [model for model in demo_args()["models"] if model["id"] == CHAT_MODEL]
     security = {"api_keys_file": str(keys_file.path)}
-    with deployed({"models": models, "security": security, "autoscaling": {"bucket_s": 1, "horizon_s": 30}}) as running:
+    # Without patience, for a wake takes less than the second that users are supposed not to mind.
+    autoscaling = {"bucket_s": 1, "horizon_s": 30, "patience_s": 0}
+    with deployed({"models": models, "security": security, "autoscaling": autoscaling}) as running:
         yield running

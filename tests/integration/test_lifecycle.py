@@ -58,7 +58,7 @@ def test_an_engine_that_dies_is_repaired_and_the_others_go_on(service: Service, 
         until(lambda: _engine(service)["restarts"] > restarts, within_s=30)
         embedded = client.embeddings.create(model=EMBEDDING_MODEL, input="still here")
         assert embedded.data, "the other model's engine is not touched"
-    until(lambda: _engine(service)["state"] == "awake", within_s=5.0)
+    until(lambda: _engine(service)["state"] == "awake", within_s=180)
     answer = client.chat.completions.create(model=CHAT_MODEL, messages=QUESTION, max_tokens=3)
     assert answer.usage.completion_tokens == 3
     assert {process.pid for process in service.processes("Engines-default")} == replica_pids
