@@ -114,7 +114,8 @@ def test_without_a_forecaster_it_answers_and_the_next_one_knows_what_the_last_on
     process = guarded.processes("ForecasterActor")[0]
     process.kill()
     assert all(first_s > 0 for first_s in burst(client, None))
-    until(lambda: gaps_seen(http) >= known)
+    # What came in its last second may be lost.
+    until(lambda: gaps_seen(http) >= known - 1)
     assert process.pid != guarded.processes("ForecasterActor")[0].pid
     assert guarded.processes("Forecaster"), "and its keeper is there as before"
 
