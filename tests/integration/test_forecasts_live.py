@@ -110,12 +110,14 @@ def test_the_engine_is_awake_before_the_burst(http: httpx.Client, client: OpenAI
 def test_without_a_forecaster_it_answers_and_the_next_one_knows_what_the_last_one_knew(
     guarded: Service, http: httpx.Client, client: OpenAI
 ) -> None:
-    known = planned(http)["gaps_seen"]
+    # Those between bursts. How many it finds within one, that has the bad luck to span two seconds, depends on how long
+    # it takes a request to be, which it learns anew.
+    between_bursts = 1 + 2 * BURSTS
+    assert planned(http)["gaps_seen"] >= between_bursts
     process = guarded.processes("ForecasterActor")[0]
     process.kill()
     assert all(first_s > 0 for first_s in burst(client, None))
-    # What came in its last second may be lost.
-    until(lambda: gaps_seen(http) >= known - 1)
+    until(lambda: gaps_seen(http) >= between_bursts)
     assert process.pid != guarded.processes("ForecasterActor")[0].pid
     assert guarded.processes("Forecaster"), "and its keeper is there as before"
 

@@ -28,7 +28,7 @@ def test_a_client_that_leaves_a_stream_stops_its_generation(service: Service, n:
         lines = response.iter_lines()  # kept: httpx closes the response with its iterator
         next(lines)
         assert running(service) == n
-    until(lambda: running(service) == 0, within_s=5.0)
+    until(lambda: running(service) == 0, within_s=1.0)
 
 
 def test_a_client_that_leaves_before_its_answer_stops_its_generation(service: Service) -> None:
@@ -40,13 +40,13 @@ def test_a_client_that_leaves_before_its_answer_stops_its_generation(service: Se
             await asyncio.gather(call, return_exceptions=True)
 
     asyncio.run(ask_and_leave())
-    until(lambda: running(service) == 0, within_s=5.0)
+    until(lambda: running(service) == 0, within_s=1.0)
 
 
 def test_a_stop_string_ends_the_generation_too(service: Service, client: OpenAI) -> None:
     answer = client.chat.completions.create(**_without_extra(LONG), stop=[" "])
     assert answer.choices[0].finish_reason == "stop"
-    until(lambda: running(service) == 0, within_s=5.0)
+    until(lambda: running(service) == 0, within_s=1.0)
 
 
 def test_an_engine_that_dies_is_repaired_and_the_others_go_on(service: Service, client: OpenAI) -> None:
