@@ -8,7 +8,7 @@ TORCH := $(shell grep '^torch==' requirements.lock 2>/dev/null)
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 SOURCES := app deployments autoscaler storage tests
 
-.PHONY: help setup models serve serve-s3 test check format lock clean bench-throughput bench-coldstart bench-many-models bench-storage bench-storage-gpu bench-migration bench-partings bench-forecast bench-autoscale bench-tenants stress stress-sleep
+.PHONY: help setup models serve serve-s3 test check format lock clean bench-throughput bench-coldstart bench-many-models bench-storage bench-storage-gpu bench-migration bench-partings bench-forecast bench-autoscale bench-tenants bench-cluster-decisions stress stress-sleep
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -69,11 +69,14 @@ bench-tenants: models ## what a tenant feels of another that floods the service 
 bench-partings: models ## how often resumed answers part from undisturbed ones in bfloat16 (a few minutes)
 	$(BIN)/python tests/bench/partings.py
 
+bench-cluster-decisions: setup ## what choices, plans and replays cost as a cluster grows, FULL=--full for a day of 2,000 models
+	$(BIN)/python tests/bench/cluster_decisions.py $(FULL)
+
 stress: models ## 500 streams under 100 kills and 100 migrations, compared token by token (about half an hour)
 	$(BIN)/python tests/stress/streams.py
 
-stress-sleep: models ## a thousand sleeps and wakes of one engine: the same answers, no memory kept (about ten minutes)
-	FLASHSERVE_SLEEP_CYCLES=1000 $(BIN)/pytest tests/contract/test_sleep.py -k cycles
+stress-sleep: models ## a thousand sleeps and wakes of one engine: the same answers, no memory kept (about half an hour)
+	FLASHSERVE_SLEEP_CYCLES=1000 $(BIN)/pytest tests/contract/test_sleep.py -k cycles -s
 
 # Without TRACES: the samples in tests/data/traces.
 bench-autoscale: setup ## every scaling policy on recorded traces, TRACES=directory (about half an hour on one core)

@@ -24,8 +24,10 @@ class AcceptedModels:
         self._directory = root / _NAME
 
     def holds(self, spec: ModelSpec) -> bool:
-        """Tell whether just this was accepted before. Raises OSError where the model can't be read."""
-        return (self._directory / _key(spec)).is_file()
+        """Tell whether just this was accepted before; of a model that can't be read it wasn't, and vLLM says why."""
+        with suppress(OSError):
+            return (self._directory / _key(spec)).is_file()
+        return False
 
     def add(self, spec: ModelSpec) -> None:
         """Remember it; without room on the disk it is asked again next time."""

@@ -1,7 +1,7 @@
 """Looks for adapters that are asked for and not known, where their models say that adapters are.
 
 Covers: which places, one look however many ask, not looking again for a while. Does not cover: taking what was found
-(``adapter_desk``).
+(``adapter_registry``).
 """
 
 import asyncio
@@ -43,7 +43,7 @@ class AdapterFinder:
         self._few = asyncio.Semaphore(_MAX_LOOKING)
 
     async def find(self, name: str, entries: Mapping[str, Entry], holds: Callable[[str, str], bool]) -> bool:
-        """Tell whether an adapter was found and taken; see ``AdapterDesk.discover``."""
+        """Tell whether an adapter was found and taken; see ``AdapterRegistry.discover``."""
         places = [place for place in _places(name, entries) if holds(*place)]
         looks = [self._look(entries[model_id], adapter_id) for model_id, adapter_id in places]
         found = await asyncio.gather(*looks, return_exceptions=True)

@@ -1,7 +1,7 @@
 """Which adapters a model has: those that were found with its configuration, with what was done at run time.
 
 Covers: adding, replacing and removing, keeping it over restarts. Does not cover: checking an adapter
-(``adapter_desk``), its files (``storage.adapter_files``), telling whoever follows the list (``catalogue``).
+(``adapter_registry``), its files (``storage.adapter_files``), telling whoever follows the list (``catalogue``).
 """
 
 import logging

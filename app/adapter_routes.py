@@ -1,6 +1,6 @@
 """HTTP paths of adapters: for administrators, ours and those of vLLM's own API.
 
-Does not cover: what they do (``adapter_desk``), who may (``guard``).
+Does not cover: what they do (``adapter_registry``), who may (``guard``).
 """
 
 from typing import Any
@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import PlainTextResponse
 
-from app.adapter_desk import AdapterDescription, AdapterDesk
+from app.adapter_registry import AdapterDescription, AdapterRegistry
 from app.errors import InvalidRequestError
 
 # What an answer is that vLLM gives as plain text; errors are JSON here, too.
@@ -45,35 +45,35 @@ class UnloadCommand(BaseModel):
     lora_name: str
 
 
-def add_adapter_routes(app: FastAPI, desk: Any, errors: dict[int | str, dict[str, Any]]) -> None:
-    """Add the paths; ``desk`` returns an ``AdapterDesk`` once there is one."""
-    _add_admin_routes(app, desk, errors)
-    _add_vllm_routes(app, desk, errors)
+def add_adapter_routes(app: FastAPI, registry: Any, errors: dict[int | str, dict[str, Any]]) -> None:
+    """Add the paths; ``registry`` returns an ``AdapterRegistry`` once there is one."""
+    _add_admin_routes(app, registry, errors)
+    _add_vllm_routes(app, registry, errors)
 
 
-def _add_admin_routes(app: FastAPI, desk: Any, errors: dict[int | str, dict[str, Any]]) -> None:
+def _add_admin_routes(app: FastAPI, registry: Any, errors: dict[int | str, dict[str, Any]]) -> None:
     @app.get("/admin/adapters", responses=errors)
     async def admin_adapters() -> dict[str, list[AdapterDescription]]:
-        return {"adapters": await desk().describe()}
+        return {"adapters": await registry().describe()}
 
     @app.post("/admin/adapters", responses=errors)
     async def admin_add_adapter(new: NewAdapter) -> AdapterDescription:
-        return await desk().put(new.model, new.id, new.source, new.owner, replace=False)
+        return await registry().put(new.model, new.id, new.source, new.owner, replace=False)
 
     # ``:path`` because ids of models may hold slashes.
     @app.put("/admin/adapters/{model_id:path}/{adapter_id}", responses=errors)
     async def admin_put_adapter(model_id: str, adapter_id: str, section: AdapterSection) -> AdapterDescription:
-        return await desk().put(model_id, adapter_id, section.source, section.owner, replace=True)
+        return await registry().put(model_id, adapter_id, section.source, section.owner, replace=True)
 
     @app.delete("/admin/adapters/{model_id:path}/{adapter_id}", responses=errors)
     async def admin_remove_adapter(model_id: str, adapter_id: str, owner: str | None = None) -> AdapterDescription:
-        return await desk().remove(model_id, adapter_id, owner)
+        return await registry().remove(model_id, adapter_id, owner)
 
 
-def _add_vllm_routes(app: FastAPI, desk: Any, errors: dict[int | str, dict[str, Any]]) -> None:
+def _add_vllm_routes(app: FastAPI, registry: Any, errors: dict[int | str, dict[str, Any]]) -> None:
     @app.post("/v1/load_lora_adapter", responses=errors | _TEXT)
     async def load_lora_adapter(command: LoadCommand) -> PlainTextResponse:
-        adapters: AdapterDesk = desk()
+        adapters: AdapterRegistry = registry()
         if not command.lora_name or not command.lora_path:
             raise InvalidRequestError("Both 'lora_name' and 'lora_path' must be provided.")
         model_id, name = await adapters.model_for(command.lora_name)
@@ -88,7 +88,7 @@ def _add_vllm_routes(app: FastAPI, desk: Any, errors: dict[int | str, dict[str, 
 
     @app.post("/v1/unload_lora_adapter", responses=errors | _TEXT)
     async def unload_lora_adapter(command: UnloadCommand) -> PlainTextResponse:
-        adapters: AdapterDesk = desk()
+        adapters: AdapterRegistry = registry()
         if not command.lora_name:
             raise InvalidRequestError("'lora_name' needs to be provided to unload a LoRA adapter.", "lora_name")
         await adapters.remove(*await adapters.model_for(command.lora_name))

@@ -11,6 +11,8 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 
 from app.errors import status_of
+from app.refusals import refusal_of
+from app.request_record import current_record
 from app.resumption import Failure
 from deployments.errors import (
     DeploymentError,
@@ -49,6 +51,7 @@ def translated(error: BaseException, model_id: str) -> Exception:
     if isinstance(cause, DeploymentError):
         return as_vllm_error(cause)
     if isinstance(cause, BackPressureError):
+        current_record().refusal = refusal_of(cause)
         return GracefulHTTPError(
             f"Too many requests wait for model '{model_id}'; please try again.", HTTPStatus.TOO_MANY_REQUESTS
         )
@@ -61,6 +64,8 @@ def as_vllm_error(error: Exception) -> Exception:
     """Return an error of ours as one that vLLM's OpenAI classes know."""
     if isinstance(error, RequestRejectedError):
         return VLLMValidationError(error.message, parameter=error.parameter)
+    # vLLM's errors say less; what the request was told is noted while that is still known.
+    current_record().refusal = refusal_of(error)
     return GracefulHTTPError(str(error), status_of(error))
 
 

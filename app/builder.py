@@ -66,7 +66,11 @@ def build_app(args: dict[str, Any]) -> Application:
         name="Gateway",
         num_replicas=config.gateway.replicas,
         max_ongoing_requests=config.gateway.max_ongoing_requests,
-        ray_actor_options={"num_cpus": config.gateway.num_cpus, "runtime_env": _ONE_LOOP},
+        ray_actor_options={
+            "num_cpus": config.gateway.num_cpus,
+            "resources": config.gateway.resources,
+            "runtime_env": _ONE_LOOP,
+        },
         **_HEALTH,
         **_shutdown(config.gateway.drain_s),
     )

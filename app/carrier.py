@@ -15,6 +15,7 @@ from typing import Protocol
 from app.attempts import failure_of
 from app.migration import another_round, is_quicker_elsewhere
 from app.model_pool import FailureCount, ModelPool, is_stopped
+from app.request_record import RequestRecord
 from deployments.errors import FeedError
 from deployments.types import GenerateRequest, Place
 from deployments.wire import MAKE_ROOM, MOVE, TokenDelta
@@ -43,9 +44,17 @@ class SequenceCarrier:
     """One sequence; one event loop. ``carry`` runs in a task whose cancelling stops the generation."""
 
     def __init__(
-        self, ask: GenerateRequest, pool: ModelPool, desk: Desk, spend: Callable[[int], None] = lambda _: None
+        self,
+        ask: GenerateRequest,
+        pool: ModelPool,
+        desk: Desk,
+        spend: Callable[[int], None] = lambda _: None,
+        record: RequestRecord | None = None,
     ) -> None:
-        """``ask`` is the sequence from its beginning; ``spend`` is told how many tokens are delivered, as they are."""
+        """``ask`` is the sequence from its beginning.
+
+        ``spend`` is told how many tokens are delivered, as they are; ``record`` takes the notes of the request.
+        """
         self.stream_id = ask["stream_id"]
         # Where its tokens come from now.
         self.attempt_id = ""
@@ -55,6 +64,8 @@ class SequenceCarrier:
         self._pool = pool
         self._desk = desk
         self._spend = spend
+        self._record = record or RequestRecord()
+        self._latest_s: float | None = None
         self._failures = FailureCount(ask["model_id"], pool)
         self._asked = 0
         self._ended = asyncio.Event()
@@ -78,12 +89,22 @@ class SequenceCarrier:
             self._acquit()
         self.delivered += delta.token_ids
         self._spend(len(delta.token_ids))
+        self._note(len(delta.token_ids))
         if self._pace_since is None:
             self._pace_since = (time.monotonic(), len(self.delivered))
         if delta.finish_reason is not None:
             self._ended.set()
         elif delta.is_request():
             self._asked_to(delta.stop_reason)
+
+    def _note(self, tokens: int) -> None:
+        if not tokens:
+            return
+        now_s = time.monotonic()
+        self._record.tokens_came(tokens, now_s)
+        if self._latest_s is not None:
+            self._pool.count_gap(now_s - self._latest_s)
+        self._latest_s = now_s
 
     def _asked_to(self, what: int | str | None) -> None:
         if what == MOVE:
@@ -168,6 +189,7 @@ class SequenceCarrier:
             await response
             await self._last_tokens()
         except BaseException as error:
+            # Also when its client has gone: the replica must not go on for nobody.
             if response is not None:
                 response.cancel()
             if failure_of(error) == "engine died":
@@ -220,6 +242,7 @@ class SequenceCarrier:
             await response
             return {"replica_id": self._pool.placements.replica_of(round_id), "avoid_id": place.get("avoid_id")}
         except BaseException:
+            # Cancelled too: nobody would come for what the target computes.
             response.cancel()
             raise
         finally:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from app import admin_cli, forecast_cli, replay_cli
+from app import admin_cli, doctor_cli, forecast_cli, monitoring_cli, replay_cli
 from app.errors import AppError
 from app.history_cli import cli as history_cli
 from app.key_cli import key_cli
@@ -28,6 +28,8 @@ cli.command()(admin_cli.migrate)
 cli.command()(admin_cli.adapters)
 cli.command()(admin_cli.tenants)
 cli.command()(admin_cli.tiers)
+cli.command(name="doctor")(doctor_cli.run)
+cli.command(name="monitoring")(monitoring_cli.run)
 cli.command(name="replay")(replay_cli.run)
 cli.command(name="forecast")(forecast_cli.run)
 console = Console()

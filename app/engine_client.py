@@ -33,6 +33,7 @@ from app.core_outputs import core_output
 from app.engineless import EnginelessClient
 from app.keep_alive import SAMPLING_ARGUMENT
 from app.model_pool import ModelPool, embedded
+from app.request_record import LEFT, current_record
 from app.streams import TokenStreams
 from deployments.types import AdapterRef, EmbedRequest, GenerateRequest
 from deployments.wire import TokenDelta
@@ -89,7 +90,7 @@ class RemoteEngineClient(EnginelessClient):
         reasoning_parser_kwargs: dict[str, Any] | None = None,  # noqa: ARG002
     ) -> AsyncGenerator[RequestOutput, None]:
         """See ``EngineClient.generate``; closing the generator stops the generation on the replica."""
-        caller = current_caller()
+        caller, record = current_caller(), current_record()
         request = await self._core_request(
             request_id,
             prompt,
@@ -99,6 +100,7 @@ class RemoteEngineClient(EnginelessClient):
             priority=priority,
         )
         caller.spend(len(request.prompt_token_ids))
+        record.prompt_tokens += len(request.prompt_token_ids)
         collector = RequestOutputCollector(request.params.output_kind, request.request_id)
         sequences = self._fan_out(request, prompt_text, collector)
         try:
@@ -110,6 +112,12 @@ class RemoteEngineClient(EnginelessClient):
                 finished = output.finished
                 _check_fits_grammar(output, sampling_params)
                 yield output
+        except (GeneratorExit, asyncio.CancelledError):
+            record.failure = record.failure or LEFT
+            raise
+        except Exception as error:
+            record.failure = record.failure or type(error).__name__
+            raise
         finally:
             self._stop([sequence.request_id for sequence in sequences])
 
@@ -143,8 +151,10 @@ class RemoteEngineClient(EnginelessClient):
             "adapter": _adapter(lora_request),
             "priority": priority,
             "cache_salt": caller.cache_salt(request.cache_salt),
+            "tenant": caller.name,
         }
         caller.spend(len(ask["prompt_token_ids"]))
+        current_record().prompt_tokens += len(ask["prompt_token_ids"])
         async with self._pool.place(self.model_id, caller.name, caller.weight) as rank:
             embedding = await embedded(_ranked(ask, rank), self._pool)
         data = np.frombuffer(embedding["data"], dtype="<f4").reshape(embedding["shape"])
@@ -212,9 +222,10 @@ class RemoteEngineClient(EnginelessClient):
             "adapter": _adapter(request.lora_request),
             "priority": request.priority,
             "cache_salt": caller.cache_salt(request.cache_salt),
+            "tenant": caller.name,
             "keep_awake_s": (request.sampling_params.extra_args or {}).get(SAMPLING_ARGUMENT),
         }
-        carrier = SequenceCarrier(ask, self._pool, self, caller.spend)
+        carrier = SequenceCarrier(ask, self._pool, self, caller.spend, current_record())
         carrying = asyncio.get_running_loop().create_task(self._carry(carrier, ask, caller))
         self._carrying[carrier.stream_id] = carrying
         # Held until the call has returned, which is a little after the sequence's end.

@@ -23,7 +23,10 @@ UNHEARD_OF: EngineDescription = {
     "awake_bytes": 0,
     "asleep_bytes": 0,
     "is_up": False,
+    "tier": "",
+    "nodes": [],
     "start": NOT_STARTED,
+    "recent": [],
 }
 """A model that was added just now, and no replica has heard of."""
 
@@ -31,7 +34,7 @@ UNHEARD_OF: EngineDescription = {
 def gone(engine: EngineDescription) -> EngineDescription:
     """Return what is left of an engine whose replica was given back: how it was, and that it is cold."""
     nothing = {"state": "cold", "reason": None, "since_s": 0.0, "requests": 0, "waiting": 0}
-    return engine | nothing | {"awake_bytes": 0, "asleep_bytes": 0}  # type: ignore[return-value]
+    return engine | nothing | {"awake_bytes": 0, "asleep_bytes": 0, "nodes": []}  # type: ignore[return-value]
 
 
 def merged(replicas: Iterable[Mapping[str, EngineDescription]]) -> dict[str, EngineDescription]:
@@ -52,4 +55,6 @@ def _merged(engines: list[EngineDescription]) -> EngineDescription:
         "requests": sum(engine["requests"] for engine in engines),
         "waiting": sum(engine["waiting"] for engine in engines),
         "is_up": any(engine["is_up"] for engine in engines),
+        "nodes": sorted({node for engine in engines for node in engine["nodes"]}),
+        "recent": sorted((each for engine in engines for each in engine["recent"]), key=lambda each: each["at_s"]),
     }

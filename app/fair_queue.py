@@ -120,6 +120,7 @@ class FairQueue:
             async with asyncio.timeout(self._max_wait_s):
                 return await ticket
         except BaseException as error:
+            # However it ends, also with its client: its place must not be lost to the others.
             if entry in party.waiting:
                 party.waiting.remove(entry)
             if not ticket.cancelled():

@@ -11,16 +11,15 @@ import time
 from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
-import msgspec
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
 from app.engine_states import gone, merged
 from app.migration import ResumeCost
-from app.prefixes import PrefixTable
+from app.prefixes import PrefixTable, blocks_of
 from deployments.adapters import engine_name
 from deployments.errors import DeploymentError
-from deployments.estimate import STALE_S, ReplicaView, first_token_s, soonest
+from deployments.estimate import STALE_S, PoolView
 from deployments.placements import Placements
 from deployments.types import EngineDescription, GenerateRequest, ModelCommand, Place, ReplyTo
 from deployments.wire import ReplicaNews
@@ -41,7 +40,7 @@ class Fleet:
         self._may_be_empty = may_be_empty
         self._replicas = replicas
         self._placements = placements
-        self._views: dict[str, ReplicaView] = {}
+        self._view = PoolView()
         self._prefixes = PrefixTable()
         # What was last heard of each model, for when there is no replica.
         self._described: dict[str, EngineDescription] = {}
@@ -68,44 +67,39 @@ class Fleet:
 
     def hear(self, news: ReplicaNews) -> None:
         """Take what a replica says of itself."""
-        self._views.setdefault(news.replica_id, ReplicaView.empty()).hear(news, time.monotonic())
+        self._view.hear(news, time.monotonic())
 
     def lose(self, replica_id: str) -> None:
         """Expect nothing more of a replica whose connection has ended."""
-        self._views.pop(replica_id, None)
+        self._view.lose(replica_id)
 
     def lose_engine(self, replica_id: str | None, model_id: str) -> None:
         """Expect nothing of a replica's engine that has died until the replica says more."""
-        view = self._views.get(replica_id or "")
-        if view is not None and model_id in view.engines:
-            view.engines[model_id] = msgspec.structs.replace(view.engines[model_id], state="cold", age_s=0.0)
+        self._view.lose_engine(replica_id or "", model_id)
 
     def place_for(self, ask: GenerateRequest, cost: ResumeCost) -> Place | None:
         """Return where a sequence would have its first token soonest; None to leave that to Serve.
 
         ``cost.per_token_s`` is what a token of the prompt costs that need not be computed.
         """
-        if len(self._views) < 2:  # noqa: PLR2004 - there is no choice
+        if len(self._view) < 2:  # noqa: PLR2004 - there is no choice
             return None
         model_id = ask["model_id"]
         adapter = ask.get("adapter")
         group = f"{model_id}:{engine_name(adapter) if adapter else ''}:{ask.get('cache_salt')}"
-        computed = self._prefixes.computed(group, ask["prompt_token_ids"])
+        blocks = blocks_of(group, ask["prompt_token_ids"])
+        computed = self._prefixes.computed(blocks)
         saved_s = {replica_id: tokens * cost.per_token_s for replica_id, tokens in computed.items()}
-        replica_id = soonest(self._views, model_id, time.monotonic(), saved_s)
+        replica_id = self._view.soonest(model_id, time.monotonic(), saved_s)
         if replica_id is None:
             return None
-        sent = self._views[replica_id].sent
-        sent[model_id] = sent.get(model_id, 0) + 1
-        self._prefixes.sent(group, ask["prompt_token_ids"], replica_id)
+        self._view.send(replica_id, model_id)
+        self._prefixes.sent(blocks, replica_id)
         return {"replica_id": replica_id}
 
     def elsewhere_s(self, model_id: str, replica_id: str | None) -> float | None:
         """Return how soon the best replica other than ``replica_id`` would serve a model; None if none is known."""
-        now_s = time.monotonic()
-        others = (view for other_id, view in self._views.items() if other_id != replica_id)
-        estimates_s = [first_token_s(view, model_id, now_s) for view in others]
-        return min((estimate_s for estimate_s in estimates_s if estimate_s is not None), default=None)
+        return self._view.least_s(model_id, time.monotonic(), but=replica_id)
 
     async def describe(self) -> dict[str, EngineDescription]:
         """Return each model's engine: of several replicas', the one nearest to serving; cold where there need be none.
@@ -149,7 +143,7 @@ class Fleet:
         """
         places = self._everywhere()
         if name == "wake":
-            soonest_id = soonest(self._views, model_id, time.monotonic(), {})
+            soonest_id = self._view.soonest(model_id, time.monotonic(), {})
             places = [{"replica_id": soonest_id}] if soonest_id else [{}]
         method = getattr(self._replicas, name)
         commands: list[ModelCommand] = [{"model_id": model_id, "place": place} for place in places]
@@ -165,16 +159,12 @@ class Fleet:
     async def _look_after(self, reply_to: ReplyTo) -> None:
         while True:
             there = self._there()
-            for left in self._views.keys() - there:
-                del self._views[left]
+            for left in set(self._view.ids()) - there:
+                self._view.lose(left)
             now_s = time.monotonic()
-            silent = [replica_id for replica_id in there if self._is_silent(replica_id, now_s)]
+            silent = [replica_id for replica_id in there if self._view.is_silent(replica_id, now_s)]
             await asyncio.gather(*(self._ask_for_news(replica_id, reply_to) for replica_id in silent))
             await asyncio.sleep(_LOOK_PERIOD_S)
-
-    def _is_silent(self, replica_id: str, now_s: float) -> bool:
-        view = self._views.get(replica_id)
-        return view is None or now_s - view.heard_s > STALE_S
 
     async def _ask_for_news(self, replica_id: str, reply_to: ReplyTo) -> None:
         try:
@@ -184,7 +174,7 @@ class Fleet:
             logger.info("replica %s gives no news: %s", replica_id, error)
 
     def __repr__(self) -> str:
-        return f"<Fleet of {len(self._views)} replicas>"
+        return f"<Fleet of {len(self._view)} replicas>"
 
 
 def _only(replica_id: str) -> Place:

@@ -19,6 +19,7 @@ from app.catalogue import Entry
 from app.config import PoolConfig
 from autoscaler.actor import NAMESPACE, ForecasterActor, forecaster_name
 from autoscaler.config import AutoscalingConfig
+from deployments.event_log import log_with
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +106,11 @@ class ForecastKeeper:
 
 class ServedForecastKeeper(ForecastKeeper):
     """Serve calls ``__del__`` by hand when it shuts a replica down, and awaits it."""
+
+    def __init__(self, *arguments: Any) -> None:
+        """As ``ForecastKeeper``."""
+        log_with("ray.serve")
+        super().__init__(*arguments)
 
     async def __del__(self) -> None:
         await self.close()

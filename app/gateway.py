@@ -21,7 +21,7 @@ from ray.serve.exceptions import RayServeException
 from starlette.responses import Response
 
 from app.accepted import AcceptedModels
-from app.adapter_desk import AdapterDesk
+from app.adapter_registry import AdapterRegistry
 from app.attempts import translated
 from app.callers import Caller
 from app.catalogue import Entry
@@ -83,7 +83,7 @@ class Gateway:
         self._streams = TokenStreams(self._fleets)
         self._forecasts = Forecasts(forecaster)
         self._entries: dict[str, Entry] = {}
-        self.adapters = AdapterDesk(
+        self.adapters = AdapterRegistry(
             catalogue,
             files=AdapterFiles(storage.disk_dir, storage.s3_endpoint_url),
             sources=self._sources,

@@ -16,12 +16,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.callers import Caller
 from app.door import Door, check_admin
 from app.errors import AppError, KeyRefusedError, LimitReachedError, NotPermittedError, status_of
+from app.refusals import refusal_of
+from app.request_record import current_record
 from app.responses import error_answer
 from app.tenants import NOBODY
+from app.ui_routes import UI_PATHS
 
 _CALLER = "flashserve.caller"
 # For whoever has no key: nothing there names a model.
-_OPEN_PATHS = frozenset({"/health", "/openapi.json"})
+_OPEN_PATHS = frozenset({"/health", "/openapi.json"}) | UI_PATHS
 _MODELS_PATH = "/v1/models"
 _SCHEME = b"bearer"
 
@@ -61,6 +64,7 @@ class Guard:
 
         try:
             caller = scope[_CALLER] = await self._caller(scope, path)
+            current_record().tenant = caller.name
             if path in self._operations:
                 with self._door.visit(caller):
                     await self._app(scope, receive, with_limits)
@@ -72,6 +76,7 @@ class Guard:
             # The application inside answers for itself.
             if has_begun:
                 raise
+            current_record().refusal = refusal_of(error)
             await _refusal(error)(scope, receive, with_limits)
 
     async def _caller(self, scope: Scope, path: str) -> Caller:

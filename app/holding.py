@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Message
 
+from app.request_record import current_record
 from app.responses import error_answer
 
 COMMENT_PERIOD_S = 1.0
@@ -68,6 +69,8 @@ async def _held(work: asyncio.Future[Response], progress: Progress) -> AsyncGene
         else:
             yield _event(bytes(response.body).decode())
     except Exception as error:  # noqa: BLE001 - headers are gone: every error becomes an event
+        record = current_record()
+        record.failure = record.failure or type(error).__name__
         yield _event(json.dumps(error_answer(error)))
     finally:
         work.cancel()

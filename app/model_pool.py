@@ -73,11 +73,19 @@ class ModelPool:
             yield None
             return
         async with AsyncExitStack() as held:
+            begin_s = time.monotonic()
             try:
                 rank = await held.enter_async_context(self.line.place(model_id, tenant, weight))
             except (AppError, DeploymentError) as error:
                 raise as_vllm_error(error) from error
+            if self.metrics is not None:
+                self.metrics.queued(time.monotonic() - begin_s)
             yield rank
+
+    def count_gap(self, seconds: float) -> None:
+        """Count the time between two deliveries of one sequence."""
+        if self.metrics is not None:
+            self.metrics.gap(seconds)
 
     def count_resume(self, failure: str) -> None:
         """Count an attempt that is followed by another."""

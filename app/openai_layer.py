@@ -30,6 +30,7 @@ from app.engine_client import RemoteEngineClient
 from app.errors import InvalidRequestError, ModelNotFoundError
 from app.keep_alive import FIELD, SAMPLING_ARGUMENT, keep_awake_s
 from app.names import NameTable, Target, target_of
+from app.request_record import current_record
 from app.responses import BAD_REQUEST_ERRORS, error_answer, error_body, readable
 from app.tenants import Reach
 from app.validation import blamed_field, blaming, check_request
@@ -74,7 +75,7 @@ class OpenAILayer:
     ) -> None:
         """``prepare`` returns once a model was added, or raises why it can't be.
 
-        ``discover`` looks for an adapter that isn't known (``AdapterDesk.discover``); then it has been named.
+        ``discover`` looks for an adapter that isn't known (``AdapterRegistry.discover``); then it has been named.
         """
         self._prepare = prepare
         self._discover = discover
@@ -129,6 +130,7 @@ class OpenAILayer:
             AppError and vLLM's VLLMError, as ``responses.error_answer`` knows them.
         """
         target = await self._resolved(request.model, caller)
+        current_record().model = target.model_id
         # As it is now: the request ends on the version it begins with.
         adapter = self._adapters.get(target)
         # vLLM's classes know adapters by their bare names only.

@@ -18,19 +18,19 @@ class PrefixTable:
         self._max_blocks = max_blocks
         self._replicas: OrderedDict[int, str] = OrderedDict()
 
-    def computed(self, group: str, token_ids: Sequence[int]) -> dict[str, int]:
-        """Return, by replica, how many tokens of the prompt's beginning it has computed before."""
+    def computed(self, blocks: Sequence[int]) -> dict[str, int]:
+        """Return, by replica, how many tokens of the beginning of a prompt of these blocks it has computed before."""
         found: dict[str, int] = {}
-        for index, block in enumerate(_blocks(group, token_ids)):
+        for index, block in enumerate(blocks):
             replica_id = self._replicas.get(block)
             if replica_id is None:
                 break
             found[replica_id] = (index + 1) * BLOCK_TOKENS
         return found
 
-    def sent(self, group: str, token_ids: Sequence[int], replica_id: str) -> None:
-        """Remember that a prompt went to a replica."""
-        for block in _blocks(group, token_ids):
+    def sent(self, blocks: Sequence[int], replica_id: str) -> None:
+        """Remember that a prompt of these blocks went to a replica."""
+        for block in blocks:
             self._replicas[block] = replica_id
             self._replicas.move_to_end(block)
         while len(self._replicas) > self._max_blocks:
@@ -40,8 +40,11 @@ class PrefixTable:
         return f"<PrefixTable {len(self._replicas)} blocks>"
 
 
-def _blocks(group: str, token_ids: Sequence[int]) -> list[int]:
-    """Return a number for each whole block, which stands for everything up to its end."""
+def blocks_of(group: str, token_ids: Sequence[int]) -> list[int]:
+    """Return a number for each whole block of a prompt, which stands for everything up to its end.
+
+    ``group`` tells apart what shares no prefixes, however alike.
+    """
     blocks, before = [], hash(group)
     for end in range(BLOCK_TOKENS, len(token_ids) + 1, BLOCK_TOKENS):
         before = hash((before, tuple(token_ids[end - BLOCK_TOKENS : end])))

@@ -14,7 +14,8 @@ from autoscaler.clairvoyant import bound
 from autoscaler.foretold import foretell
 from autoscaler.layers import PROFILES
 from autoscaler.policies import POLICIES, Known, gaps_of
-from autoscaler.replay import SPENT, Outcome, replay
+from autoscaler.replay import SPENT, Outcome
+from autoscaler.replay_jobs import Work, replay_on
 from autoscaler.traces import read_trace
 
 BOUND = "clairvoyant"
@@ -30,6 +31,7 @@ def run(  # noqa: PLR0913 - the options of a command
     setting: Annotated[float | None, typer.Option(help="the policy's number; default: its own")] = None,
     learn: Annotated[float, typer.Option(min=0, max=0.95, help="share of the trace that isn't counted")] = 0.65,
     max_requests: Annotated[int | None, typer.Option(help=SERIES_HELP)] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="processors to replay on")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Replay a recorded trace through scaling policies in virtual time."""
@@ -46,13 +48,12 @@ def run(  # noqa: PLR0913 - the options of a command
         for name in names:
             task = progress.add_task(name, total=requests)
             value = POLICIES[name].default if setting is None else setting
-            outcomes[name] = replay(
+            work = Work(name, value, beforehand, PROFILES[profile], slots, begin_s)
+            outcomes[name] = replay_on(
+                jobs,
+                work,
                 arrivals,
-                POLICIES[name].make(value, beforehand),
-                PROFILES[profile],
-                slots,
-                begin_s=begin_s,
-                progress=lambda done, task=task: progress.advance(task, done),  # type: ignore[misc]
+                lambda done, task=task: progress.advance(task, done),  # type: ignore[misc]
             )
     outcomes[BOUND] = bound(arrivals, PROFILES[profile], slots, begin_s=begin_s)
     if as_json:

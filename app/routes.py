@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse, ModelCard, ModelList
 from vllm.exceptions import VLLMError
 
-from app.adapter_desk import AdapterDesk
+from app.adapter_registry import AdapterRegistry
 from app.adapter_routes import add_adapter_routes
 from app.callers import Caller
 from app.errors import RETRY_AFTER_S, AppError, BodyTooLargeError, ModelNotFoundError
@@ -21,7 +21,11 @@ from app.guard import caller_of
 from app.holding import answered
 from app.names import Target
 from app.openai_layer import ANSWER_TYPES, REQUEST_TYPES, STREAMING, OpenAILayer, Operation
+from app.refusals import refusal_of
+from app.request_record import current_record
 from app.responses import BAD_REQUEST_ERRORS, error_answer
+from app.status import status_of
+from app.ui_routes import add_ui_routes
 from deployments.errors import DeploymentError
 from deployments.types import EngineDescription
 
@@ -102,7 +106,7 @@ class Service(Protocol):
         """Serve a model no longer; its requests under way end first. Raises ModelNotFoundError, CatalogueError."""
         ...
 
-    adapters: AdapterDesk
+    adapters: AdapterRegistry
     """What is done to adapters."""
 
     async def migrate(self, model: str, replica_id: str | None) -> int:
@@ -143,6 +147,7 @@ def build_http_app(service: Service, max_body_bytes: int) -> ASGIApp:
     _add_admin_routes(app, service)
     add_adapter_routes(app, lambda: service.adapters, _ERRORS)
     _add_view_routes(app, service)
+    add_ui_routes(app)
     # Without the others, Starlette would log a traceback for each of them.
     for kind in (
         AppError, DeploymentError, VLLMError, RequestValidationError, HTTPException, *BAD_REQUEST_ERRORS, Exception,
@@ -245,6 +250,10 @@ def _add_view_routes(app: FastAPI, service: Service) -> None:
     async def admin_plan(model: str | None = None) -> dict[str, Any]:
         return await service.plan(model)
 
+    @app.get("/admin/status")
+    async def admin_status() -> dict[str, Any]:
+        return await status_of(service)
+
     @app.get("/admin/tenants")
     async def admin_tenants() -> dict[str, Any]:
         return service.tenants()
@@ -271,6 +280,7 @@ def _error_response(body: dict[str, Any]) -> JSONResponse:
 
 
 async def _on_error(_: Request, error: Exception) -> JSONResponse:
+    current_record().refusal = refusal_of(error) or current_record().refusal
     return _error_response(error_answer(error))
 
 
@@ -309,5 +319,7 @@ class _BodyLimit:
         await self._app(scope, replayed, send)
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response = _error_response(error_answer(BodyTooLargeError(self._limit_bytes)))
+        error = BodyTooLargeError(self._limit_bytes)
+        current_record().refusal = refusal_of(error)
+        response = _error_response(error_answer(error))
         await response(scope, receive, send)

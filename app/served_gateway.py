@@ -18,7 +18,11 @@ from starlette.types import ASGIApp
 from app.config import AppConfig
 from app.door import Door
 from app.key_ring import KeyRing
+from app.refusals import refusal_of
+from app.request_metrics import RequestMetrics
 from app.tenant_metrics import TenantMetrics
+from app.visits import NotedRequests, Visits, status_of_answer
+from deployments.event_log import log_with
 from storage.store import StoreConfig
 
 if TYPE_CHECKING:
@@ -52,6 +56,7 @@ class GuardedGateway:
         self._gateway = Gateway(config, catalogue, pools, nodes, storage, self._door, forecaster)
         self._allow_anonymous = config.security.allow_anonymous
         self._max_body_bytes = config.gateway.max_body_bytes
+        self._visits = Visits(RequestMetrics())
         self._door.run()
         if ring is None and self._allow_anonymous:
             logger.warning("there are no API keys: anybody who reaches this service may use and administer it")
@@ -62,29 +67,46 @@ class GuardedGateway:
         from app.routes import PATHS, build_http_app  # noqa: PLC0415 - imports vLLM
 
         app = build_http_app(self._gateway, self._max_body_bytes)
-        return Guard(app, self._door, PATHS.values(), allow_anonymous=self._allow_anonymous)
+        guarded = Guard(app, self._door, PATHS.values(), allow_anonymous=self._allow_anonymous)
+        return NotedRequests(guarded, self._visits, PATHS)
 
     async def call(self, operation: "Operation", body: dict[str, Any], api_key: str | None = None) -> dict[str, Any]:
         """Answer a request given as OpenAI's JSON body: builtin types in and out, an error as OpenAI's error object."""
+        record = self._visits.begin(operation)
         try:
             caller = await self._door.identify(api_key)
+            record.tenant = caller.name
             with self._door.visit(caller):
-                return await self._gateway.call(operation, body, caller)
+                answer = await self._gateway.call(operation, body, caller)
         except Exception as error:  # noqa: BLE001 - every error becomes an answer, as over HTTP
-            return _error_answer(error)
+            record.refusal = refusal_of(error)
+            answer = _error_answer(error)
+        except BaseException:
+            self._visits.end(record)
+            raise
+        record.status = status_of_answer(answer)
+        self._visits.end(record)
+        return answer
 
     async def stream(
         self, operation: "Operation", body: dict[str, Any], api_key: str | None = None
     ) -> AsyncGenerator[dict[str, Any], None]:
         """Yield the chunks of a streamed answer as builtin types; an error is one chunk with OpenAI's error object."""
+        record = self._visits.begin(operation)
         try:
             caller = await self._door.identify(api_key)
+            record.tenant = caller.name
             with self._door.visit(caller):
                 async with aclosing(self._gateway.stream(operation, body, caller)) as chunks:
                     async for chunk in chunks:
+                        record.status = max(record.status, status_of_answer(chunk))
                         yield chunk
         except Exception as error:  # noqa: BLE001 - as in ``call``
-            yield _error_answer(error)
+            record.refusal, answer = refusal_of(error), _error_answer(error)
+            record.status = status_of_answer(answer)
+            yield answer
+        finally:
+            self._visits.end(record)
 
     async def models(self, api_key: str | None = None) -> list[dict[str, Any]] | dict[str, Any]:
         """Return a card for every model and adapter that the key reaches; an error as OpenAI's error object."""
@@ -115,6 +137,11 @@ def _error_answer(error: Exception) -> dict[str, Any]:
 
 class ServedGateway(GuardedGateway):
     """Serve calls ``__del__`` by hand when it shuts a replica down, and awaits it."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        """As ``GuardedGateway``."""
+        log_with("ray.serve")
+        super().__init__(*arguments, **named)
 
     async def __del__(self) -> None:
         await self.close()

@@ -278,6 +278,7 @@ class ForecasterActor:
                 logger.warning("%s: %s", what, error)
             self._problems[what] = str(error)
         except Exception as error:
+            # Of what is broken here the plan tells; the other loops go on, and this one with its next turn.
             logger.exception("%s failed", what)
             self._problems[what] = f"{type(error).__name__}: {error}"
         else:

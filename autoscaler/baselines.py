@@ -194,7 +194,8 @@ class Layered(KeepAlive):
     request, as if they came at random at the rate of the last ``window`` ones, and of the time after which the memory
     kept has cost as much as the start-up that it saves; when it is over, the next colder layer's begins. ``worth`` is
     the weight of a second of start-up against a device-second, in the paper's words alpha / (1 - alpha) with its alpha
-    0.996. Its sharing of layers between functions is left out: series are alone here.
+    0.996. Written down without the paper at hand, so its constants may be others. Its sharing of layers between
+    functions is left out: series are alone here.
     """
 
     layers: Sequence[Layer] = ()

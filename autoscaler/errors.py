@@ -4,7 +4,7 @@ AutoscalerError
 ├── HistoryError          the database of arrivals can't be read or written; scaling goes on reactively
 ├── ImportFormatError     a log to import is not in the expected form; nothing of it was kept
 ├── TraceError            a trace to replay can't be read
-├── ReportError           what a gateway or replica says can't be understood; nothing of it was kept
+├── ReportError           what a gateway or replica says can't be understood, or built on; nothing of it was kept
 └── ForecastError         a forecaster could not be fitted, or gave no usable numbers
 
 All are picklable: every field is positional and goes to ``Exception.__init__``.

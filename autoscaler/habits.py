@@ -8,6 +8,7 @@ Covers: learning, one event at a time. Does not cover: forecasts over the day (`
 
 import math
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 
@@ -111,6 +112,7 @@ class Habits:
         return 2.0 ** round(max(-3.0, min(3.0, math.log2(expected) - math.log2(usual))))
 
 
+@lru_cache(maxsize=8192)
 def overflow_per_s(rate_per_s: float, service_s: float, room: int) -> float:
     """Return the rate of arrivals that find ``room`` requests being served already.
 

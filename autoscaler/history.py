@@ -233,6 +233,7 @@ class History:
             if database.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
                 raise sqlite3.DatabaseError("corrupt")  # noqa: TRY301 - as SQLite says it elsewhere
         except BaseException:
+            # Whatever ends it: an open file could not be moved aside.
             database.close()
             raise
         return database

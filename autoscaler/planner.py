@@ -14,6 +14,7 @@ import numpy as np
 
 from autoscaler.ahead import Ahead
 from autoscaler.config import AutoscalingConfig
+from autoscaler.errors import ReportError
 from autoscaler.idle import Gaps, bin_of
 from autoscaler.layers import AWAKE, Layer
 from autoscaler.learner import Learner
@@ -21,6 +22,7 @@ from autoscaler.plan import Room, Wish, plan
 from autoscaler.policy import Decision, EngineAt, Load
 from autoscaler.reports import COLDEST, EngineReport, Order, ReplicaReport
 from autoscaler.types import Count, Floats
+from autoscaler.whereabouts import Place, Whereabouts
 
 SILENT_S = 10.0
 """A replica that has said nothing for so long is not reckoned with."""
@@ -69,21 +71,6 @@ class _Heard:
     orders: dict[str, tuple[Order, float]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _Place:
-    """One engine of a model, on a replica."""
-
-    replica_id: str
-    engine: EngineReport
-
-    @property
-    def in_use(self) -> bool:
-        return self.engine.in_hand + self.engine.waiting > 0
-
-    def rank(self) -> tuple[object, ...]:
-        return not self.in_use, self.engine.layer, self.engine.is_starting, self.replica_id
-
-
 class Planner:
     """Learns and decides for all models; not thread-safe."""
 
@@ -98,6 +85,7 @@ class Planner:
         self._shared = Gaps.none(fade=0.9999)
         self._models: dict[str, _Model] = {}
         self._replicas: dict[str, _Heard] = {}
+        self._where = Whereabouts()
 
     def __repr__(self) -> str:
         return f"<Planner of {len(self._models)} models on {len(self._replicas)} replicas>"
@@ -137,8 +125,16 @@ class Planner:
                 model.learner.came(at_s, min(requests, model.hosted.slots))
 
     def hear(self, report: ReplicaReport, now_s: float) -> dict[str, Order]:
-        """Take what a replica says of itself; return what it is told."""
+        """Take what a replica says of itself; return what it is told, of models that are more than cold there.
+
+        Raises:
+            ReportError: it only says what has changed since a time that this planner knows nothing of.
+        """
         heard = self._replicas.get(report.replica_id)
+        if report.is_change and heard is None:
+            raise ReportError(f"changes of replica '{report.replica_id}', which is not known")
+        gone = report.gone if report.is_change else self._where.on(report.replica_id).keys() - report.engines.keys()
+        self._where.hear(report.replica_id, report.engines, gone, is_limited=bool(report.budget_bytes))
         if heard is None:
             heard = self._replicas[report.replica_id] = _Heard(report, now_s)
         heard.report, heard.at_s = report, now_s
@@ -157,16 +153,13 @@ class Planner:
         """Decide anew; return the plan as builtin types, with reasons."""
         for silent in [key for key, heard in self._replicas.items() if abs(now_s - heard.at_s) > SILENT_S]:
             del self._replicas[silent]
-        places: dict[str, list[_Place]] = {}
-        for replica_id, heard in self._replicas.items():
+            self._where.lose(silent)
+        for heard in self._replicas.values():
             heard.orders = {}
-            for model_id, engine in heard.report.engines.items():
-                places.setdefault(model_id, []).append(_Place(replica_id, engine))
         engines: dict[str, Floats] = {}
         for model_id, model in self._models.items():
-            there = sorted(places.get(model_id, []), key=_Place.rank)
             awake = engines.setdefault(model.hosted.pool, np.zeros(self._steps()))
-            for first, end, number in self._decide(model_id, model, there, now_s):
+            for first, end, number in self._decide(model_id, model, now_s):
                 np.maximum(awake[first:end], number, out=awake[first:end])
         for heard in self._replicas.values():
             self._fit(heard)
@@ -196,15 +189,16 @@ class Planner:
             patience_s=self.config.patience_s,
         )
 
-    def _decide(
-        self, model_id: str, model: _Model, there: Sequence[_Place], now_s: float
-    ) -> list[tuple[int, int, int]]:
+    def _decide(self, model_id: str, model: _Model, now_s: float) -> list[tuple[int, int, int]]:
         """Set the orders of a model's engines; return from which step to which how many should be awake."""
         learner, ahead = model.learner, model.learner.ahead
+        # Cold engines beyond those that were ever needed at once are left as they are, and not even looked at.
+        there = self._where.foremost(model_id, max(1, len(learner.free_at_s)))
         if there:
-            limited = any(self._replicas[place.replica_id].report.budget_bytes for place in there)
-            ahead.retime(_layers(*_measured([place.engine for place in there], limited=limited)))
-        ahead.limit = max(1, len(there))
+            awake_bytes, asleep_bytes = self._where.most_bytes(model_id)
+            share = asleep_bytes / awake_bytes if self._where.is_limited(model_id) and awake_bytes > 0 else 0.0
+            ahead.retime(_layers(*_measured(there[0].engine), min(1.0, share)))
+        ahead.limit = max(1, self._where.number(model_id))
         views = [self._view(model, level, place, now_s) for level, place in enumerate(there)]
         load = Load(
             sum(each.engine.in_hand for each in there), sum(each.engine.waiting for each in there), ahead.slots, 0.0
@@ -230,7 +224,7 @@ class Planner:
         model.told = self._told(model_id, model, there, decision, floor, now_s)
         return awake
 
-    def _view(self, model: _Model, level: int, place: _Place, now_s: float) -> EngineAt:
+    def _view(self, model: _Model, level: int, place: Place, now_s: float) -> EngineAt:
         span = model.spans.get(level)
         kept_s = span.until_s if span is not None and span.from_s <= now_s else -math.inf
         idle_since_s = None if place.in_use else min(now_s, model.learner.quiet_since_s(level))
@@ -256,7 +250,7 @@ class Planner:
         model.spans[level] = _Span(from_s, until_s, quiet_since_s)
         return model.spans[level]
 
-    def _order(self, place: _Place, model_id: str, level: int, span: _Span | None, now_s: float) -> None:
+    def _order(self, place: Place, model_id: str, level: int, span: _Span | None, now_s: float) -> None:
         learner = self._models[model_id].learner
         _, hazard = learner.ahead.outlook(level, now_s)
         age_s = now_s - learner.quiet_since_s(level)
@@ -277,8 +271,9 @@ class Planner:
         if not budget_bytes:
             return
         wishes = []
+        engines = self._where.on(heard.report.replica_id)
         for model_id, (order, _) in heard.orders.items():
-            engine = heard.report.engines[model_id]
+            engine = engines[model_id]
             if order.for_s <= 0 or order.in_s > 0 or engine.layer == AWAKE:
                 continue
             burst = self._models[model_id].learner.ahead.habits.burst(0)
@@ -312,10 +307,9 @@ class Planner:
             "need": need,
             "working": [round(each, 3) for each in working],
             "ongoing": sum(
-                engine.in_hand + engine.waiting
-                for heard in self._replicas.values()
+                self._where.ongoing(replica_id)
+                for replica_id, heard in self._replicas.items()
                 if heard.report.pool == pool
-                for engine in heard.report.engines.values()
             ),
         }
 
@@ -326,7 +320,7 @@ class Planner:
         self,
         model_id: str,
         model: _Model,
-        there: Sequence[_Place],
+        there: Sequence[Place],
         decision: Decision,
         floor: int,
         now_s: float,
@@ -355,16 +349,9 @@ def _relative(order: Order, made_s: float, now_s: float) -> Order:
     return Order(order.expected_per_s, max(0.0, in_s), max(0.0, order.for_s + min(0.0, in_s)), order.reason)
 
 
-def _measured(engines: Sequence[EngineReport], *, limited: bool) -> tuple[float, float, float]:
-    """Return how long waking and starting take, and what share of an awake engine's memory an asleep one holds.
-
-    Without a limit, memory that is held keeps nobody from anything.
-    """
-    wake_s = _usable(engines[0].wake_s) or FIRST_WAKE_S
-    start_s = _usable(engines[0].start_s) or FIRST_START_S
-    awake_bytes = max(engine.awake_bytes for engine in engines)
-    asleep_bytes = max(engine.asleep_bytes for engine in engines)
-    return wake_s, start_s, min(1.0, asleep_bytes / awake_bytes) if limited and awake_bytes > 0 else 0.0
+def _measured(engine: EngineReport) -> tuple[float, float]:
+    """Return how long waking and starting take."""
+    return _usable(engine.wake_s) or FIRST_WAKE_S, _usable(engine.start_s) or FIRST_START_S
 
 
 def _layers(wake_s: float, start_s: float, asleep_share: float) -> tuple[Layer, ...]:

@@ -126,7 +126,7 @@ def replay_parts(  # noqa: PLR0913 - what is replayed, how, and which parts coun
     end_s = parts[-1][1]
     horizon_s = end_s if math.isfinite(end_s) else max(float(each.at_s[-1]) for each in trace.values())
     for name, arrivals in trace.items():
-        known = arrivals.until(parts[-1][1])
+        known = arrivals.until(end_s)
         simulation = Simulation(known, policy_of(name, profile, slots), profile, slots, parts[0][0], horizon_s)
         simulation.run()
         for (from_s, until_s), found in zip(parts, outcomes, strict=True):

@@ -47,7 +47,9 @@ class EngineReport(msgspec.Struct, frozen=True):
 class ReplicaReport(msgspec.Struct, frozen=True):
     """A replica with its engines by model. ``budget_bytes`` is None without a limit, ``room_bytes`` what is free.
 
-    ``prewarms`` are outcomes since the replica began: how many were used, late, wasted, and what the wasted held.
+    ``prewarms`` are outcomes since the replica began: how many were used, late, wasted, and what the wasted held. With
+    ``is_change`` only those engines are told that have changed since the report before, and in ``gone`` the models that
+    are no longer there.
     """
 
     replica_id: str
@@ -56,6 +58,8 @@ class ReplicaReport(msgspec.Struct, frozen=True):
     budget_bytes: int | None = None
     room_bytes: int = 0
     prewarms: dict[str, float] = {}
+    is_change: bool = False
+    gone: list[str] = []
 
 
 class Order(msgspec.Struct, frozen=True):

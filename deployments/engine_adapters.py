@@ -1,17 +1,19 @@
 """The adapters inside one engine: loaded once however many ask, and gone again when nobody may ask for them any more.
 
 Covers: who uses which, ids, the order of loads and unloads. Does not cover: the calls to the engine (``vllm_engine``),
-files (``adapter_shelf``). vLLM itself forgets the least recently used when it has too many, and loads them again.
+files (``adapter_leases``). vLLM itself forgets the least recently used when it has too many, and loads them again.
 """
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from deployments.adapter_metrics import adapter_metrics
 from deployments.adapters import AdapterTable, engine_name, ref_of
 from deployments.types import AdapterRef, AdapterSpec
 
@@ -31,9 +33,16 @@ class EngineAdapters:
     """One engine's; one event loop."""
 
     def __init__(
-        self, load: Callable[[EngineAdapter], Awaitable[None]], unload: Callable[[EngineAdapter], Awaitable[None]]
+        self,
+        load: Callable[[EngineAdapter], Awaitable[None]],
+        unload: Callable[[EngineAdapter], Awaitable[None]],
+        model_id: str = "",
     ) -> None:
-        """``load`` raises why an adapter can't be loaded; then nothing of it is left in the engine."""
+        """``load`` raises why an adapter can't be loaded; then nothing of it is left in the engine.
+
+        ``model_id`` is what loads are counted for.
+        """
+        self._model_id = model_id
         self._load = load
         self._unload = unload
         self._table = AdapterTable()
@@ -97,12 +106,15 @@ class EngineAdapters:
             self._let_go(name)
 
     async def _loading(self, adapter: EngineAdapter) -> None:
+        begin_s = time.monotonic()
         await self._load(adapter)
         self._loaded[adapter.name] = adapter
+        adapter_metrics().loaded(self._model_id, time.monotonic() - begin_s, len(self._loaded))
 
     async def _unloading(self, adapter: EngineAdapter) -> None:
         try:
             await self._unload(adapter)
+            adapter_metrics().unloaded(self._model_id, len(self._loaded))
         except Exception:
             # With the engine it is gone too; and nobody waits for this.
             logger.exception("adapter %s could not be unloaded", adapter.name)

@@ -19,6 +19,7 @@ import time
 import traceback
 from logging import INFO, getLogger
 from multiprocessing import resource_tracker
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -161,5 +162,20 @@ def _take_on_worker_settings() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if thread_count := os.environ.get("OMP_NUM_THREADS"):
         torch.set_num_threads(int(thread_count))
-    if cores := os.environ.get("GOMP_CPU_AFFINITY"):
-        os.sched_setaffinity(0, {int(core) for core in cores.split()})
+    if assigned := os.environ.get("GOMP_CPU_AFFINITY"):
+        cores = {int(core) for core in assigned.split()}
+        is_asked_for = os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "auto") != "auto"
+        os.sched_setaffinity(0, cores if is_asked_for else _as_near(cores))
+
+
+def _as_near(cores: set[int]) -> set[int]:
+    """Return the cores of the same NUMA nodes.
+
+    vLLM assigns every engine the same ones, as if it were alone: two that compute would share them while others idle.
+    """
+    nodes = {_node_of(core) for core in cores}
+    return {core for core in os.sched_getaffinity(0) if _node_of(core) in nodes}
+
+
+def _node_of(core: int) -> str:
+    return next((node.name for node in Path(f"/sys/devices/system/cpu/cpu{core}").glob("node[0-9]*")), "")

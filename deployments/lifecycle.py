@@ -7,13 +7,14 @@ Does not cover: deciding (``residency``), requests (``residents``), what an engi
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from deployments.engine import Engine
 from deployments.errors import EngineBusyError, EngineDiedError, EngineStartError, SleepUnsupportedError, WakeError
 from deployments.start_times import StartTimes
-from deployments.types import NOT_STARTED, AdapterSpec, EngineDescription, EngineState, StartReport
+from deployments.types import NOT_STARTED, AdapterSpec, EngineDescription, EngineState, StartEvent, StartReport
 
 # Failed starts, or early deaths, until a model is given up for a while.
 MAX_FAILURES = 3
@@ -21,6 +22,8 @@ MAX_FAILURES = 3
 FORGIVE_AFTER_S = 10.0
 # A model that failed is tried again when it is asked for after this long: what was wrong may have been mended.
 RETRY_FAILED_AFTER_S = 60.0
+# How many starts and wakes are remembered for status pages.
+RECENT = 10
 # Before anything was measured.
 _FIRST_START_S = 10.0
 _FIRST_WAKE_S = 0.3
@@ -59,6 +62,9 @@ class EngineLifecycle:
         self._last_report: StartReport = NOT_STARTED
         self._engine: Engine | None = None
         self._failures = 0
+        self._recent: deque[StartEvent] = deque(maxlen=RECENT)
+        # Where this is, as Ray calls it.
+        self.node = ""
         self._started_at_s = 0.0
         self._began_s = time.monotonic()
 
@@ -99,6 +105,7 @@ class EngineLifecycle:
             return
         self._started_at_s = time.monotonic()
         self._starts.measured(engine.start_report()["found_in"], self._started_at_s - begin_s)
+        self._note("start", self._started_at_s - begin_s)
         self.awake_bytes = await engine.memory_bytes()
         self._awake("started")
 
@@ -140,6 +147,7 @@ class EngineLifecycle:
             await self._died()
         else:
             self._wakes.measured(engine.start_report()["found_in"], time.monotonic() - begin_s)
+            self._note("wake", time.monotonic() - begin_s)
             self.wakes += 1
             self._awake("woken")
 
@@ -209,8 +217,24 @@ class EngineLifecycle:
             "awake_bytes": self.awake_bytes,
             "asleep_bytes": self.asleep_bytes,
             "is_up": self._started_at_s > 0 and self.state not in {"failed", "stopped"},
+            "tier": self._tier(),
+            "nodes": [self.node] if self.node and engine is not None else [],
             "start": engine.start_report() if engine is not None else NOT_STARTED,
+            "recent": list(self._recent),
         }
+
+    def _note(self, kind: Literal["start", "wake"], took_s: float) -> None:
+        report = self._needed().start_report()
+        stages_s = dict(report["stages_s"]) if kind == "start" else {}
+        found_in = report["found_in"]
+        event: StartEvent = {
+            "kind": kind,
+            "at_s": time.time(),
+            "took_s": took_s,
+            "tier": found_in,
+            "stages_s": stages_s,
+        }
+        self._recent.append(event)
 
     def _died(self, reason: str = "its engine died") -> Coroutine[Any, Any, None]:
         self.restarts += 1

@@ -15,6 +15,7 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from deployments.event_log import log_with
 from deployments.forked_engine import PoolAddress
 from deployments.process_pool import ProcessPool
 from storage.actor import NAMESPACE, StoreActor, StoreClient, store_name
@@ -31,6 +32,7 @@ class NodeActor(StoreActor):
     """What Ray runs on a node: the snapshot store, and beside it the zygote that engines are forked from."""
 
     def __init__(self, config: StoreConfig, device: Literal["cpu", "gpu"]) -> None:
+        log_with("ray")
         super().__init__(config)
         # Where Ray has this actor's own output, and so the dashboard looks for logs.
         output = Path("/proc/self/fd/1").resolve()
@@ -59,6 +61,7 @@ class NodeKeeper:
     """Keeps the actors; ``tiers`` asks all of them."""
 
     def __init__(self, storage: StoreConfig, device: Literal["cpu", "gpu"]) -> None:
+        log_with("ray.serve")
         self._storage = storage
         self._device = device
         self._application = serve.get_replica_context().app_name
@@ -84,14 +87,15 @@ class NodeKeeper:
 
     async def _keep(self) -> None:
         while True:
-            nodes = {node["NodeID"] for node in await asyncio.to_thread(ray.nodes) if node["Alive"]}
-            for gone in self._stores.keys() - nodes:
+            nodes = {node["NodeID"]: node for node in await asyncio.to_thread(ray.nodes) if node["Alive"]}
+            for gone in self._stores.keys() - nodes.keys():
                 del self._stores[gone]
-            for new in nodes - self._stores.keys():
-                self._create(new)
+            for new in nodes.keys() - self._stores.keys():
+                # Where gateways alone are, no engine is forked, and CUDA isn't there to be preloaded.
+                self._create(new, self._device if nodes[new]["Resources"].get("GPU") else "cpu")
             await asyncio.sleep(LOOK_PERIOD_S)
 
-    def _create(self, node: str) -> None:
+    def _create(self, node: str, device: Literal["cpu", "gpu"]) -> None:
         options = {
             "name": store_name(self._application, node),
             "namespace": NAMESPACE,
@@ -100,7 +104,7 @@ class NodeKeeper:
             "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False),
         }
         try:
-            self._stores[node] = ray.remote(NodeActor).options(**options).remote(self._storage, self._device)
+            self._stores[node] = ray.remote(NodeActor).options(**options).remote(self._storage, device)
         except ValueError as error:
             # The one of this replica's predecessor is still ending; the next look finds the name free.
             logger.info("no store on %s yet: %s", node, error)

@@ -36,6 +36,8 @@ class PlanFollower:
         self._residents = residents
         self._actor: Any = None
         self._heard_s = -math.inf
+        # Engines as they were told last; empty if what was told may not have arrived.
+        self._told: dict[str, dict[str, Any]] = {}
         self._following: asyncio.Task[None] | None = None
 
     def run(self) -> None:
@@ -53,10 +55,11 @@ class PlanFollower:
                 async with asyncio.timeout(ANSWER_S):
                     self.take(await self._ask(self.report()), time.monotonic())
             except (RayError, ValueError, TimeoutError) as error:
-                self._actor = None
+                self._actor, self._told = None, {}
                 logger.debug("the forecaster does not answer: %s", error)
             except Exception:
                 # Nonsense is as good as nothing.
+                self._told = {}
                 logger.exception("the forecaster's answer can't be used")
             if time.monotonic() - self._heard_s > SILENT_S:
                 self._residents.expect({})
@@ -74,17 +77,25 @@ class PlanFollower:
         self._residents.expect(expected)
 
     def report(self) -> dict[str, Any]:
-        """Return what the forecaster is told: every engine with its state, use and times."""
+        """Return what the forecaster is told: engines with state, use and times, those that changed since last time.
+
+        All of them the first time, and after an answer that didn't come.
+        """
         served = self._residents.take_served()
         described = self._residents.describe()
         limited = self._residents.budget_bytes is not None
+        engines = {
+            view.model_id: _engine(view, described[view.model_id]["waiting"], served.get(view.model_id, (0, 0.0)))
+            for view in self._residents.views()
+        }
+        told, self._told = self._told, engines
         return {
             "replica_id": self._replica_id,
             "pool": self._pool,
-            "engines": {
-                view.model_id: _engine(view, described[view.model_id]["waiting"], served.get(view.model_id, (0, 0.0)))
-                for view in self._residents.views()
-            },
+            # What was served is told once, also if it is as much as the second before.
+            "engines": {key: each for key, each in engines.items() if each["served"] or each != told.get(key)},
+            "is_change": bool(told),
+            "gone": [model_id for model_id in told if model_id not in engines],
             "budget_bytes": self._residents.budget_bytes,
             "room_bytes": max(0, self._residents.room_bytes()) if limited else 0,
             "prewarms": self._residents.prewarms.counts(),

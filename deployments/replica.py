@@ -9,17 +9,20 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import ray
 from ray import serve
 
-from deployments.adapter_shelf import AdapterShelf
+from deployments.adapter_leases import AdapterLeases
 from deployments.engine import Engine
 from deployments.errors import EngineDiedError, EngineUnavailableError, FeedError, ReplicaLeavingError
+from deployments.event_log import log_with
 from deployments.feed import Feeds, GatewayFeed
 from deployments.hosting import HostedModels
 from deployments.news import Newsroom
 from deployments.nodes import NodeClient
 from deployments.plan_follower import PlanFollower
 from deployments.residency import Limits
+from deployments.residency_metrics import ResidencyMetrics
 from deployments.residents import Residents
 from deployments.start_metrics import StartMetrics
 from deployments.types import (
@@ -66,8 +69,8 @@ class EngineReplica:
         self._residents.run()
         self._is_leaving = False
         self._streaming: dict[str, tuple[str, GatewayFeed]] = {}
-        self._shelf = AdapterShelf(files)
-        self._hosted = HostedModels(catalogue, pool, self._residents.host, self._shelf.keep)
+        self._leases = AdapterLeases(files)
+        self._hosted = HostedModels(catalogue, pool, self._residents.host, self._leases.keep)
         self._hosted.run()
         self._news = Newsroom(pool, replica_id, self._residents)
         self._news.run()
@@ -113,8 +116,10 @@ class EngineReplica:
         self._streaming[stream_id] = (model_id, feed)
         try:
             async with (
-                self._shelf.held(model_id, request.get("adapter")) as adapter,
-                self._residents.use(model_id, keep_awake_s=request.get("keep_awake_s")) as engine,
+                self._leases.held(model_id, request.get("adapter")) as adapter,
+                self._residents.use(
+                    model_id, keep_awake_s=request.get("keep_awake_s"), tenant=request.get("tenant", "")
+                ) as engine,
             ):
                 begin_s = time.monotonic()
                 try:
@@ -159,8 +164,8 @@ class EngineReplica:
         await self._catch_up(request["model_id"], request.get("revision"))
         model_id = request["model_id"]
         async with (
-            self._shelf.held(model_id, request.get("adapter")) as adapter,
-            self._residents.use(model_id) as engine,
+            self._leases.held(model_id, request.get("adapter")) as adapter,
+            self._residents.use(model_id, tenant=request.get("tenant", "")) as engine,
         ):
             begin_s = time.monotonic()
             try:
@@ -232,7 +237,7 @@ class EngineReplica:
         self._feeds.close()
         self._news.close()
         self._hosted.close()
-        self._shelf.close()
+        self._leases.close()
         await self._residents.close()
 
     def __repr__(self) -> str:
@@ -252,6 +257,7 @@ class ServedEngineReplica(EngineReplica):
         forecaster: str | None = None,
     ) -> None:
         """``forecaster`` names the actor whose plan is followed, within the application."""
+        log_with("ray.serve")
         application = serve.get_replica_context().app_name
         node = NodeClient(application, storage)
         metrics = StartMetrics()
@@ -266,12 +272,19 @@ class ServedEngineReplica(EngineReplica):
             node.tier_of,
             AdapterFiles(storage.disk_dir, storage.s3_endpoint_url),
         )
+        self._residents.watch = ResidencyMetrics(_devices())
+        self._residents.node = ray.get_runtime_context().get_node_id()
         if forecaster is not None:
             self._residents.prewarms.tell = metrics.prewarmed
             self.follow(f"{forecaster}:{application}", pool, replica_id)
 
     async def __del__(self) -> None:
         await self.close()
+
+
+def _devices() -> float:
+    """Return how many GPUs this replica has; 1 where there are none: then it is the CPUs' time."""
+    return ray.get_runtime_context().get_assigned_resources().get("GPU", 0) or 1.0
 
 
 def _staged_engine(spec: ModelSpec, node: NodeClient, metrics: StartMetrics) -> Engine:

@@ -5,14 +5,22 @@ Covers: who waits and who is served, how long it is to stay awake. Does not cove
 """
 
 import asyncio
+import logging
 import math
+import time
+from collections import Counter
 from dataclasses import dataclass, field
 
+from deployments.device_time import DeviceTime
 from deployments.engine import Engine
 from deployments.engine_view import EngineView, Expectation
 from deployments.errors import DeploymentError, EngineUnavailableError
+from deployments.event_log import event_line
 from deployments.lifecycle import EngineLifecycle
-from deployments.types import ModelSpec
+from deployments.residency_watch import Unwatched
+from deployments.types import EngineState, ModelSpec
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -39,6 +47,26 @@ class Resident:
     # It is no longer hosted, or (with a successor) not as it is: its engine ends after the requests in hand.
     is_leaving: bool = False
     successor: ModelSpec | None = None
+    # Requests in hand by tenant, and whose time the engine's is.
+    tenants: Counter[str] = field(default_factory=Counter)
+    device_time: DeviceTime = field(default_factory=lambda: DeviceTime(time.monotonic()))
+    # The state that was last told to whoever watches.
+    told_state: EngineState | None = None
+
+    def settle(self, watch: Unwatched) -> None:
+        """Tell ``watch`` what the engine's time was used for until now, and its state if that is another one."""
+        model_id, state = self.spec.id, self.life.state
+        if spent := self.device_time.settle(state, self.tenants, time.monotonic()):
+            watch.spent(model_id, spent)
+        if state != self.told_state:
+            before, self.told_state = self.told_state, state
+            watch.changed(model_id, before, state)
+            logger.info(event_line("engine.state", model=model_id, state=state, was=before, reason=self.life.reason))
+
+    def census(self, watch: Unwatched) -> None:
+        """Tell ``watch`` the engine's state, who waits for it, and what it holds of the device."""
+        held_bytes = {"awake": self.life.awake_bytes, "asleep": self.life.asleep_bytes}.get(self.life.state, 0)
+        watch.seen(self.spec.id, self.life.state, len(self.waiting), held_bytes)
 
     def let_in(self, engine: Engine) -> None:
         """Give the engine to everybody who waits for it."""

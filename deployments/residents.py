@@ -21,6 +21,7 @@ from deployments.errors import EngineDiedError, EngineUnavailableError, ReplicaL
 from deployments.lifecycle import RETRY_FAILED_AFTER_S, EngineLifecycle
 from deployments.prewarms import Prewarms
 from deployments.residency import NO_LIMIT_BYTES, Action, Limits, decide
+from deployments.residency_watch import Unwatched
 from deployments.resident import Resident
 from deployments.types import EngineDescription, ModelSpec
 
@@ -44,6 +45,9 @@ class Residents:
         tier_of: Callable[[str], str] = lambda _: "",
     ) -> None:
         """``max_wait_s`` is how long a request is held for its model; ``tier_of`` tells where a snapshot is."""
+        self.watch = Unwatched()
+        # The node that this is on, as Ray calls it.
+        self.node = ""
         self._limits = limits
         self._max_wait_s = max_wait_s
         self._kicked = asyncio.Event()
@@ -95,9 +99,11 @@ class Residents:
         return spec is not None and revision in {None, spec.revision}
 
     def _life(self, spec: ModelSpec) -> EngineLifecycle:
-        return EngineLifecycle(
+        life = EngineLifecycle(
             spec.id, lambda: self._make_engine(self._as_listed(spec)), self._on_change, self._tier_of
         )
+        life.node = self.node
+        return life
 
     def _as_listed(self, spec: ModelSpec) -> ModelSpec:
         # Its adapters come and go without another engine.
@@ -142,20 +148,33 @@ class Residents:
 
     @asynccontextmanager
     async def use(
-        self, model_id: str, *, keep_awake_s: float | None = None, max_wait_s: float | None = DEFAULT_WAIT
+        self,
+        model_id: str,
+        *,
+        keep_awake_s: float | None = None,
+        max_wait_s: float | None = DEFAULT_WAIT,
+        tenant: str = "",
     ) -> AsyncIterator[Engine]:
         """Give the model's engine, awake, for one request; held until then, at most ``max_wait_s`` unless that is None.
+
+        ``tenant`` is whom its time is for.
 
         Raises:
             UnknownModelError: this replica does not host the model.
             EngineUnavailableError: it failed, does not fit, or did not wake in time.
         """
         resident = self._known(model_id)
+        state, begin_s = resident.life.state, time.monotonic()
         engine = await self._admitted(resident, self._max_wait_s if max_wait_s == DEFAULT_WAIT else max_wait_s)
+        self.watch.held(model_id, state, time.monotonic() - begin_s)
+        resident.tenants[tenant] += 1
+        resident.settle(self.watch)
         try:
             yield engine
         finally:
+            resident.tenants[tenant] -= 1
             resident.ended(keep_awake_s, time.monotonic())
+            resident.settle(self.watch)
             self.changed.set()
             self._kicked.set()
 
@@ -246,6 +265,8 @@ class Residents:
             await change
 
     def _on_change(self) -> None:
+        for resident in self._residents.values():
+            resident.settle(self.watch)
         self._kicked.set()
         self.changed.set()
         watchers, self._watchers = self._watchers, []
@@ -307,6 +328,8 @@ class Residents:
     def _look(self) -> float:
         now_s = time.monotonic()
         for resident in list(self._residents.values()):
+            resident.settle(self.watch)
+            resident.census(self.watch)
             if resident.is_leaving:
                 self._see_off(resident)
                 continue

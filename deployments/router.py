@@ -5,7 +5,8 @@ cover: estimates of where a request would be served soonest.
 """
 
 import random
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, TypeVar
 
 from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
 from ray.serve.request_router import PendingRequest, RunningReplica
@@ -13,9 +14,14 @@ from ray.serve.request_router import PendingRequest, RunningReplica
 from deployments.placements import PLACEMENTS
 from deployments.types import Place
 
+Replica = TypeVar("Replica")
+
 
 class ReplicaRouter(PowerOfTwoChoicesRequestRouter):
     """Runs in the gateway, in its event loop."""
+
+    _indexed: list[RunningReplica] | None = None
+    _by_id: Mapping[str, RunningReplica] = {}
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
@@ -26,13 +32,18 @@ class ReplicaRouter(PowerOfTwoChoicesRequestRouter):
             return await super().choose_replicas(candidate_replicas, pending_request)
         # Without it, Serve tries again without a pause.
         pending_request.routing_context.should_backoff = True
-        wanted = [replica for replica in candidate_replicas if _id(replica) == place.get("replica_id")]
-        others = [replica for replica in candidate_replicas if _id(replica) != place.get("avoid_id")]
+        wished = self._index(candidate_replicas).get(place.get("replica_id") or "")
+        wanted = [] if wished is None else [wished]
         if wanted and place.get("only"):
             return [wanted]
-        rest = [replica for replica in others if replica not in wanted] or candidate_replicas
         # In this order: who is wished for may have all it can take.
-        return [wanted, random.sample(rest, min(2, len(rest)))]
+        return [wanted, two_of(candidate_replicas, {place.get("avoid_id"), *map(_id, wanted)}, _id)]
+
+    def _index(self, replicas: list[RunningReplica]) -> Mapping[str, RunningReplica]:
+        """Return replicas by id; Serve gives the same list until there are others."""
+        if self._indexed is not replicas:
+            self._indexed, self._by_id = replicas, {_id(replica): replica for replica in replicas}
+        return self._by_id
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         """See Serve's router."""
@@ -50,6 +61,18 @@ class ReplicaRouter(PowerOfTwoChoicesRequestRouter):
                 pending.future.set_result(replica)
                 self._remove_pending_request_from_indices(pending)
                 return
+
+
+def two_of(
+    replicas: Sequence[Replica], without: Collection[str | None], id_of: Callable[[Replica], str]
+) -> list[Replica]:
+    """Return two replicas by chance, or as many as there are, ``without`` those unless there are no others.
+
+    However many there are, it takes no longer: so many are drawn that two are left when all excluded ones are among
+    them.
+    """
+    drawn = random.sample(replicas, min(len(replicas), len(without) + 2))
+    return ([replica for replica in drawn if id_of(replica) not in without] or drawn)[:2]
 
 
 def _tell(pending_request: PendingRequest, replica: RunningReplica) -> None:

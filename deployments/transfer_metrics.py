@@ -9,9 +9,9 @@ from ray.util.metrics import Counter
 @cache
 def _transfers() -> Counter:
     return Counter(
-        "flashserve_device_transfers",
-        description="Wakes from host memory by path: registered (locked, copied from directly), or ring (of buffers).",
-        tag_keys=("model", "path"),
+        "flashserve_device_transfers_total",
+        "Wakes from host memory by path: registered (locked, copied from directly), or ring (of buffers).",
+        ("model", "path"),
     )
 
 

@@ -113,6 +113,7 @@ class GenerateRequest(TypedDict):
     adapter: NotRequired[AdapterRef | None]
     priority: NotRequired[int]
     cache_salt: NotRequired[str | None]
+    tenant: NotRequired[str]
     keep_awake_s: NotRequired[float | None]
     delivered_token_ids: NotRequired[list[int]]
     place: NotRequired[Place]
@@ -163,6 +164,7 @@ class EmbedRequest(TypedDict):
     adapter: NotRequired[AdapterRef | None]
     priority: NotRequired[int]
     cache_salt: NotRequired[str | None]
+    tenant: NotRequired[str]
 
 
 class Embedding(TypedDict):
@@ -186,6 +188,19 @@ class StartReport(TypedDict):
     stages_s: dict[str, float]
 
 
+class StartEvent(TypedDict):
+    """A start, or a wake, that has ended well: when, by the clock, how long it took, and from which tier.
+
+    ``stages_s`` are those of a start; some are within others, or beside them.
+    """
+
+    kind: Literal["start", "wake"]
+    at_s: float
+    took_s: float
+    tier: str
+    stages_s: dict[str, float]
+
+
 NOT_STARTED: StartReport = {"weights_from": "", "found_in": "", "snapshot_id": "", "stages_s": {}}
 
 
@@ -196,7 +211,8 @@ class EngineDescription(TypedDict):
     take from where its snapshot is (None: never measured), ``requests`` how many sequences the engine has in hand,
     ``waiting`` how many wait for it to be awake, ``awake_bytes`` and ``asleep_bytes`` the memory it held when it was
     last so (0: never was). ``is_up`` says whether it has been awake once and hasn't failed since, so that requests can
-    be held.
+    be held. ``tier`` is where its snapshot is now, ``nodes`` the nodes on which it holds memory, ``recent`` how it
+    became ready the last few times.
     """
 
     state: EngineState
@@ -212,4 +228,7 @@ class EngineDescription(TypedDict):
     awake_bytes: int
     asleep_bytes: int
     is_up: bool
+    tier: str
+    nodes: list[str]
     start: StartReport
+    recent: list[StartEvent]

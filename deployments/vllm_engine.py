@@ -65,7 +65,7 @@ class VllmEngine:
         self._spec = spec
         self._pool = pool
         self._forked: ForkedEngine | None = None
-        self._adapters = EngineAdapters(self._load_adapter, self._unload_adapter)
+        self._adapters = EngineAdapters(self._load_adapter, self._unload_adapter, spec.id)
         self._adapters.keep(spec.adapters)
         self._llm: AsyncLLM | None = None
         self._tasks: list[str] = []

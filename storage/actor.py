@@ -17,12 +17,14 @@ from storage.lease import Lease, hold
 from storage.partial import DirectoryLock, TierName, write_error
 from storage.remote import open_folder
 from storage.store import SnapshotStore, StoreConfig
+from storage.store_metrics import StoreMetrics
 from storage.tier import Place
 
 logger = logging.getLogger(__name__)
 
 NAMESPACE = "flashserve"
 _TEND_PERIOD_S = 5.0
+_TELL_PERIOD_S = 0.5
 _CALL_DEADLINE_S = 60.0
 _RETRY_S = 0.2
 
@@ -37,7 +39,7 @@ class StoreActor:
 
     def __init__(self, config: StoreConfig) -> None:
         self._config = config
-        self._store = SnapshotStore(config)
+        self._store = SnapshotStore(config, watch=StoreMetrics())
         self._starting = asyncio.get_running_loop().create_task(self._start())
         self._tending: asyncio.Task[None] | None = None
 
@@ -81,7 +83,9 @@ class StoreActor:
                 await self._store.tend()
             except StorageError as error:
                 logger.warning("a pinned snapshot is not where it should be: %s", error)
-            await asyncio.sleep(_TEND_PERIOD_S)
+            for _ in range(round(_TEND_PERIOD_S / _TELL_PERIOD_S)):
+                self._store.tell()
+                await asyncio.sleep(_TELL_PERIOD_S)
 
     def __repr__(self) -> str:
         return f"<StoreActor {self._store!r}>"

@@ -1,12 +1,12 @@
 """Whether an adapter fits its base model, told from headers and configurations: nothing is loaded.
 
-Covers: rank, features that vLLM lacks, module names, shapes, halves of pairs, types, size. Does not cover: reading
-(``adapter_source``), values of weights (``adapter_weights``). Of a base model whose layers are not known here, the
+Covers: rank, features that vLLM lacks, module names, shapes, halves of pairs, types, size. Does not cover: reading, and
+values of weights (``adapter_source``). Of a base model whose layers are not known here, the
 engine has the last word on names and shapes.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from storage.tensor_header import Tensor
@@ -80,6 +80,18 @@ def check_tensors(tensors: Mapping[str, Tensor], rank: int, base: Mapping[str, A
     Raises:
         UnfitAdapterError: they don't fit.
     """
+    pairs = _pairs(tensors)
+    shapes = _shapes(base)
+    found = {module: _shape_of(module, shapes, base) for module in pairs}
+    foreign = [module for module, shape in found.items() if shape is None]
+    if shapes and foreign:
+        raise UnfitAdapterError(f"the base model has no {_some(foreign)}")
+    for module, pair in pairs.items():
+        _check_pair(module, pair["A"], pair["B"], rank, found[module])
+
+
+def _pairs(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Return halves ``A`` and ``B`` by module."""
     pairs: dict[str, dict[str, Tensor]] = {}
     strange: list[str] = []
     for name, tensor in tensors.items():
@@ -105,17 +117,7 @@ def check_tensors(tensors: Mapping[str, Tensor], rank: int, base: Mapping[str, A
     halves = [f"{module} (no lora_{'B' if 'A' in pair else 'A'})" for module, pair in pairs.items() if len(pair) < 2]  # noqa: PLR2004 - A and B
     if halves:
         raise UnfitAdapterError(f"tensors are missing: {_some(halves)}")
-    _check_modules(pairs.keys(), base)
-    for module, pair in pairs.items():
-        _check_pair(module, pair["A"], pair["B"], rank, _shape_of(module, base))
-
-
-def _check_modules(modules: Iterable[str], base: Mapping[str, Any]) -> None:
-    if not _is_known(base):
-        return
-    foreign = [module for module in modules if _shape_of(module, base) is None]
-    if foreign:
-        raise UnfitAdapterError(f"the base model has no {_some(foreign)}")
+    return pairs
 
 
 def _check_pair(module: str, a: Tensor, b: Tensor, rank: int, shape: _Shape | None) -> None:
@@ -132,23 +134,18 @@ def _check_pair(module: str, a: Tensor, b: Tensor, rank: int, shape: _Shape | No
         )
 
 
-def _is_known(base: Mapping[str, Any]) -> bool:
-    return base.get("model_type") in _LLAMA_LIKE and bool(_shapes(base))
-
-
-def _shape_of(module: str, base: Mapping[str, Any]) -> _Shape | None:
+def _shape_of(module: str, shapes: Mapping[str, _Shape], base: Mapping[str, Any]) -> _Shape | None:
     """Return what a module takes and gives; None where the base has none of that name, or isn't known."""
-    if not _is_known(base):
-        return None
-    shapes = _shapes(base)
     match = _LAYER.fullmatch(module)
     if match is None:
         return shapes.get(module)
-    return shapes.get(match["leaf"]) if int(match["layer"]) < base["num_hidden_layers"] else None
+    return shapes.get(match["leaf"]) if shapes and int(match["layer"]) < base["num_hidden_layers"] else None
 
 
 def _shapes(base: Mapping[str, Any]) -> dict[str, _Shape]:
-    """Return inputs and outputs of the matrices of one layer, and of the embeddings; empty where they aren't told."""
+    """Return inputs and outputs of the matrices of one layer, and of the embeddings; empty where they aren't known."""
+    if base.get("model_type") not in _LLAMA_LIKE:
+        return {}
     sizes = [base.get(key) for key in ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")]
     if not all(type(size) is int and size > 0 for size in sizes):
         return {}

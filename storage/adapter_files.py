@@ -5,7 +5,7 @@
     root/.adapters/.partial/<random>/                                         being copied
 
 Covers: copying and checking, use, removal. Does not cover: which adapters there are (``app``), who still has requests
-for one (``deployments.adapter_shelf``).
+for one (``deployments.adapter_leases``).
 """
 
 import contextlib
@@ -24,7 +24,8 @@ from typing import Any
 from storage.adapter_source import AdapterSource, check_values, digest_of, is_there, look_at
 from storage.checkpoint import fetch
 from storage.errors import AdapterError, StorageError
-from storage.partial import PARTIALS_NAME, DirectoryLock, remove_dead
+from storage.folders import Folder
+from storage.partial import PARTIALS_NAME, DirectoryLock, remove_dead, sync_tree
 from storage.remote import open_folder
 from storage.source import Adapter
 
@@ -66,7 +67,7 @@ class AdapterFiles:
         """
         folder = open_folder(source, self._s3_endpoint_url)
         found = look_at(folder, base, max_rank)
-        digest = self._copy(source, found, None)
+        digest = self._copy(folder, found, None)
         return Adapter(name, folder.url, digest, found.rank, found.size_bytes)
 
     def is_there(self, source: str) -> bool:
@@ -89,8 +90,8 @@ class AdapterFiles:
             if held is not None:
                 return held
             # It was checked when it was registered: now only the digest counts.
-            found = look_at(open_folder(source, self._s3_endpoint_url), {}, 1 << 30)
-            self._copy(source, found, digest)
+            folder = open_folder(source, self._s3_endpoint_url)
+            self._copy(folder, look_at(folder, {}, 1 << 30), digest)
 
     def remove(self, digest: str) -> bool:
         """Remove an adapter's files unless somebody uses them; return whether they are gone."""
@@ -144,7 +145,7 @@ class AdapterFiles:
         os.utime(directory)
         return AdapterInUse(directory, lock)
 
-    def _copy(self, source: str, found: AdapterSource, expected: str | None) -> str:
+    def _copy(self, folder: Folder, found: AdapterSource, expected: str | None) -> str:
         partial = self._root / PARTIALS_NAME / secrets.token_hex(8)
         try:
             self._partials()
@@ -155,25 +156,24 @@ class AdapterFiles:
                 lock.__enter__()
             with contextlib.ExitStack() as held:
                 held.push(lambda *_: lock.__exit__())
-                return self._fill(partial, source, found, expected)
+                return self._fill(partial, folder, found, expected)
         except OSError as error:
-            raise _write_error(source, error) from error
+            raise _write_error(folder.url, error) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
-    def _fill(self, partial: Path, source: str, found: AdapterSource, expected: str | None) -> str:
-        fetch(open_folder(source, self._s3_endpoint_url), list(found.files), partial)
+    def _fill(self, partial: Path, folder: Folder, found: AdapterSource, expected: str | None) -> str:
+        fetch(folder, list(found.files), partial)
         if expected is None:
             try:
                 check_values(partial, found.tensors)
             except AdapterError as error:
-                raise AdapterError(source, error.reason) from error
+                raise AdapterError(folder.url, error.reason) from error
         digest = digest_of(partial)
         if expected not in {None, digest}:
-            raise AdapterError(source, "its files have changed since it was registered")
+            raise AdapterError(folder.url, "its files have changed since it was registered")
         (partial / _IN_USE).touch(mode=0o600)
-        for path in (*partial.iterdir(), partial):
-            _sync(path)
+        sync_tree(partial)
         with DirectoryLock(partial.parent, wait=True):
             try:
                 partial.rename(self._root / digest)
@@ -202,11 +202,3 @@ def _is_at(descriptor: int, path: Path) -> bool:
     except FileNotFoundError:
         return False
     return os.path.samestat(there, os.fstat(descriptor))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

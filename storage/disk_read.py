@@ -41,7 +41,7 @@ class Ranges:
 
     def _read_directly(self, start: int, out: memoryview) -> int:
         """Read past the page cache as far as that goes, unless it is all there."""
-        if _mostly_cached(self.descriptor, start, len(out)):
+        if mostly_cached(self.descriptor, start, len(out)):
             return 0
         done = 0
         try:
@@ -76,7 +76,8 @@ def open_ranges(path: Path) -> Iterator[Ranges]:
         ranges.close()
 
 
-def _mostly_cached(descriptor: int, start: int, length: int) -> bool:
+def mostly_cached(descriptor: int, start: int, length: int) -> bool:
+    """Tell whether at least half of a range is in the page cache, without changing what is; False if nobody knows."""
     # Asked of a mapping: a read that mustn't wait would have the kernel read ahead.
     length = min(length, os.fstat(descriptor).st_size - start)
     if length <= 0:

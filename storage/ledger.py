@@ -100,6 +100,10 @@ class Ledger:
         """Return the bytes that are there or spoken for."""
         return sum(entry.manifest.size_bytes for entry in self._entries[name].values())
 
+    def count(self, name: TierName) -> int:
+        """Return how many snapshots are there or on their way."""
+        return len(self._entries[name])
+
     def describe(self, leases: Iterable[HeldLease]) -> dict[str, Any]:
         """Return what is where, as builtin types."""
         held = list(leases)

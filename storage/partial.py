@@ -45,7 +45,7 @@ class UnfinishedSnapshot:
         try:
             (self.directory / MANIFEST_NAME).write_bytes(manifest.to_json())
             if self.tier == "disk":  # memory doesn't outlive the machine anyway
-                _sync_tree(self.directory)
+                sync_tree(self.directory)
             with DirectoryLock(self._root / PARTIALS_NAME, wait=True):
                 (self.directory / _LOCK_NAME).unlink(missing_ok=True)
                 self.directory.rename(target)
@@ -169,7 +169,8 @@ def write_error(tier: TierName, root: Path, error: OSError, needed_bytes: int = 
     return CorruptSnapshotError(str(root), str(error.filename or "a file"), f"can't be written: {error.strerror}")
 
 
-def _sync_tree(directory: Path) -> None:
+def sync_tree(directory: Path) -> None:
+    """Make a directory and all in it survive a crash of the machine. Raises OSError."""
     for parent, _, names in os.walk(directory):
         for name in names:
             _sync(Path(parent, name))

@@ -22,6 +22,7 @@ from storage.partial import PartialSnapshot, TierName
 from storage.pins import read_pins, write_pin
 from storage.promote import CopyPolicy, copy_snapshot
 from storage.snapshot import open_published, verify
+from storage.store_watch import Unwatched
 from storage.tier import LocalTier, Place
 
 logger = logging.getLogger(__name__)
@@ -42,8 +43,11 @@ class StoreConfig:
 class SnapshotStore:
     """One node's ``dram`` and ``disk`` tiers; belongs to one event loop. ``recover`` comes first."""
 
-    def __init__(self, config: StoreConfig, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, config: StoreConfig, clock: Callable[[], float] = time.time, watch: Unwatched | None = None
+    ) -> None:
         self._config = config
+        self._watch = watch or Unwatched()
         self._tiers: dict[TierName, LocalTier] = {
             "dram": LocalTier("dram", config.dram_dir),
             "disk": LocalTier("disk", config.disk_dir),
@@ -94,6 +98,7 @@ class SnapshotStore:
             StorageError: it could not be copied.
         """
         with self._ledger.waiting_for(snapshot_id):
+            self._watch.asked(self._found_in(snapshot_id))
             await self._once(snapshot_id, lambda: self._bring(snapshot_id, source))
             name: TierName = "dram" if self._ledger.is_whole("dram", snapshot_id) else "disk"
             self._ledger.use(name, snapshot_id)
@@ -154,6 +159,14 @@ class SnapshotStore:
         """Return what is where, as builtin types."""
         return self._ledger.describe(self._leases())
 
+    def _found_in(self, snapshot_id: str) -> str:
+        return next((name for name in self._tiers if self._ledger.is_whole(name, snapshot_id)), "remote")
+
+    def tell(self) -> None:
+        """Tell whoever watches what the tiers hold; again and again, for Ray exports gauges only while they are set."""
+        for name, capacity_bytes in self._ledger.capacity.items():
+            self._watch.holds(name, self._ledger.used_bytes(name), capacity_bytes, self._ledger.count(name))
+
     def _leases(self) -> list[HeldLease]:
         return held_leases(self._config.disk_dir)
 
@@ -206,13 +219,18 @@ class SnapshotStore:
             for name, partial in partials.items():
                 await asyncio.to_thread(partial.commit)
                 self._ledger.complete(name, manifest.id)
+        except StorageError:
+            self._watch.failed(origin)
+            raise
         finally:
             for partial in partials.values():
                 await asyncio.to_thread(partial.abandon)
             for name in reserved:
                 if not self._ledger.is_whole(name, manifest.id):
                     self._ledger.remove(name, manifest.id)
-        self._ledger.measured(origin, manifest.size_bytes / max(1e-6, time.monotonic() - begin_s))
+        took_s = time.monotonic() - begin_s
+        self._ledger.measured(origin, manifest.size_bytes / max(1e-6, took_s))
+        self._watch.copied(origin, list(partials), manifest.size_bytes, took_s)
 
     async def _fill(
         self, manifest: Manifest, source: Folder, partials: dict[TierName, PartialSnapshot], *, needed: bool
@@ -244,6 +262,7 @@ class SnapshotStore:
         # All at once, before anything is awaited: nobody may be given what is about to go.
         for snapshot_id in room.evict:
             self._ledger.remove(name, snapshot_id)
+        self._watch.evicted(name, len(room.evict))
         for snapshot_id in room.evict:
             await asyncio.to_thread(self._tiers[name].remove, snapshot_id)
         return room.fits

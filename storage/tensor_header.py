@@ -1,6 +1,6 @@
 """The header of a safetensors file, read without torch: which tensors it has, and where.
 
-Covers: parsing, and what the format promises of a file. Does not cover: values (``adapter_weights``), snapshots' files
+Covers: parsing, and what the format promises of a file. Does not cover: values (``adapter_source``), snapshots' files
 (``weights``).
 """
 

@@ -5,19 +5,29 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 INTEGRATION = "tests/integration/"
+# With clusters of their own.
+BY_THEMSELVES = {f"{INTEGRATION}test_{name}.py" for name in ("launch", "nodes", "scaling_live", "tiers")}
+
+# Threads of torch that wait for each other do it asleep: there are more of them than processors.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # xdist gives its processes the size of a terminal, which consoles that are made at import would keep.
 for name in ("COLUMNS", "LINES"):
     os.environ.pop(name, None)
 
 
-class _TwoHalves(LoadScopeScheduling):
-    """Of two processes one runs the integration tests, which share services, and the other all else, file by file."""
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("timed") is not None)
+
+
+class _SharedServicesTogether(LoadScopeScheduling):
+    """Of two processes one begins with the integration tests that share services; all else goes file by file."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return INTEGRATION if nodeid.startswith(INTEGRATION) else nodeid.split("::", maxsplit=1)[0]
+        file = nodeid.split("::", maxsplit=1)[0]
+        return INTEGRATION if file.startswith(INTEGRATION) and file not in BY_THEMSELVES else file
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
-    return _TwoHalves(config, log)
+    return _SharedServicesTogether(config, log)

@@ -192,7 +192,7 @@ async def test_memory_goes_back_with_them(engine: VllmEngine, files: AdapterFile
 async def test_one_that_does_not_fit_ends_no_engine(engine: VllmEngine, tmp_path: Path) -> None:
     """Should one slip through: whatever vLLM makes of it must not reach a batch."""
     running = engine.generate(ask("running", None))
-    await anext(running)
+    first = await anext(running)
     config = (ADAPTERS / "pirate" / "adapter_config.json").read_bytes()
     for weights in (b"nothing", safetensors({"base_model.model.a.lora_A.weight": np.zeros((8, 7), np.float32)})):
         path = tmp_path / str(len(weights))
@@ -202,7 +202,8 @@ async def test_one_that_does_not_fit_ends_no_engine(engine: VllmEngine, tmp_path
         with pytest.raises(RequestRejectedError, match="does not fit the model") as caught:
             await answer(engine, AdapterSpec("bad", str(path), str(len(weights)) * 16), "bad")
         assert str(tmp_path) not in str(caught.value)
-    assert [delta async for delta in running][-1].finish_reason is not None
+    deltas = [first, *[delta async for delta in running]]
+    assert deltas[-1].finish_reason is not None
     assert await engine.adapters() == []
     engine.check()
 

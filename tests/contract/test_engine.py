@@ -1,6 +1,7 @@
 """What every engine must do, asked of each: the fake one and a real vLLM on the CPU."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -40,14 +41,15 @@ def make_fake(_snapshot: Path, _pool_address: PoolAddress) -> Engine:
 
 
 def make_vllm(snapshot: Path, _pool_address: PoolAddress) -> Engine:
-    return vllm_engine(None, snapshot)
+    """By vLLM's own launcher, because there is no pool where it should be."""
+    return vllm_engine(PoolAddress(str(snapshot.parent / "nobody"), str(snapshot.parent)), snapshot)
 
 
 def make_pooled(snapshot: Path, pool_address: PoolAddress) -> Engine:
     return vllm_engine(pool_address, snapshot)
 
 
-def vllm_engine(pool: PoolAddress | None, snapshot: Path) -> Engine:
+def vllm_engine(pool: PoolAddress, snapshot: Path) -> Engine:
     from deployments.snapshot_builder import with_loader  # noqa: PLC0415 - heavy
     from deployments.vllm_engine import VllmEngine  # noqa: PLC0415
 
@@ -70,7 +72,12 @@ async def engine(making: Any, snapshot: Path, pool_address: PoolAddress) -> Asyn
     made = making(snapshot, pool_address)
     with pytest.raises(EngineDiedError):
         made.check()  # not started yet
+    said = Said()
+    logging.getLogger("deployments").addHandler(said)
     await made.start()
+    logging.getLogger("deployments").removeHandler(said)
+    # Whoever starts it the slow way says why.
+    assert any("nobody" in line and "starting the engine of" in line for line in said.lines) == (making is make_vllm)
     if not isinstance(made, FakeEngine):
         from tests.support.snapshots import describe  # noqa: PLC0415 - heavy
 
@@ -80,6 +87,23 @@ async def engine(making: Any, snapshot: Path, pool_address: PoolAddress) -> Asyn
     with pytest.raises(EngineDiedError):
         made.check()
     await made.stop()  # harmless
+
+
+@pytest.fixture(scope="session")
+def first_answers() -> dict[str, list[int]]:
+    """By model, what the engine answered that was started first."""
+    return {}
+
+
+class Said(logging.Handler):
+    """What is logged, as lines."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
 
 
 def ask(stream_id: str, max_tokens: int = 6, **sampling: object) -> GenerateRequest:
@@ -103,6 +127,14 @@ async def test_the_same_request_gives_the_same_tokens_alone_and_together(engine:
     alone = [token for delta in await deltas_of(engine, ask("alone")) for token in delta.token_ids]
     together = await asyncio.gather(*(deltas_of(engine, ask(f"t{index}")) for index in range(8)))
     assert all([token for delta in deltas for token in delta.token_ids] == alone for deltas in together)
+
+
+async def test_they_answer_alike_however_they_were_started(
+    engine: Engine, making: Any, first_answers: dict[str, list[int]]
+) -> None:
+    answer = [token for delta in await deltas_of(engine, ask("alike", max_tokens=24)) for token in delta.token_ids]
+    model = "fake" if making is make_fake else CHAT_MODEL
+    assert answer == first_answers.setdefault(model, answer)
 
 
 async def test_closing_the_iterator_stops_the_generation(engine: Engine) -> None:

@@ -16,7 +16,7 @@ import pytest_asyncio
 from vllm.pooling_params import PoolingParams
 
 from deployments.errors import EngineDiedError, EngineStartError, PoolUnavailableError
-from deployments.forked_engine import ForkedEngine, PoolAddress, log_path
+from deployments.forked_engine import ForkedEngine, log_path
 from deployments.process_pool import ProcessPool
 from deployments.types import EmbedRequest, GenerateRequest, ModelSpec
 from deployments.vllm_engine import VllmEngine
@@ -254,26 +254,17 @@ async def test_each_engine_has_the_surroundings_of_its_replica(
         await engine.stop()
 
 
+async def test_engines_that_nobody_binds_may_use_every_core(pool: ProcessPool) -> None:
+    engine = await started(CHAT, pool)
+    assert worker_of(engine_processes(pool)).cpu_affinity() == psutil.Process().cpu_affinity()
+    await engine.stop()
+
+
 async def test_what_a_fork_cannot_change_is_refused(pool: ProcessPool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_LOGGING_LEVEL", "DEBUG")
     with pytest.raises(PoolUnavailableError, match="VLLM_LOGGING_LEVEL"):
         await ForkedEngine.ask(pool.address, CHAT.id)
     await until(lambda: engine_processes(pool) == [])
-
-
-async def test_without_a_zygote_an_engine_starts_all_the_same_and_answers_as_a_forked_one(
-    pool: ProcessPool, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    forked = await started(CHAT, pool)
-    expected = await answer(forked)
-    await forked.stop()
-    engine = VllmEngine(CHAT, PoolAddress(str(tmp_path / "nobody"), str(tmp_path)))
-    await engine.start()
-    assert "starting the engine of" in caplog.text
-    assert "nobody" in caplog.text
-    assert engine.start_stages_s() == {}
-    assert await answer(engine) == expected
-    await engine.stop()
 
 
 async def test_a_pool_ends_with_its_owner(tmp_path: Path) -> None:

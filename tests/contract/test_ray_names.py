@@ -2,12 +2,14 @@
 
 import asyncio
 import inspect
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
 from typing import Any
 
 from ray.serve._private import router as serve_router
+from ray.serve._private.request_router import request_router
 from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
 from ray.serve.config import RequestRouterConfig
 from ray.serve.request_router import RequestRouter
@@ -29,7 +31,11 @@ def test_router() -> None:
         assert step in fulfil
     assert "request_metadata = pending_request.metadata" in inspect.getsource(RequestRouter._fulfill_pending_requests)
     assert "_active_request_router.on_request_routed(" in inspect.getsource(serve_router)
-    assert "routing_context.should_backoff" in inspect.getsource(RequestRouter._choose_replicas_with_backoff)
+    backoff = inspect.getsource(RequestRouter._choose_replicas_with_backoff)
+    assert "routing_context.should_backoff" in backoff
+    assert "candidate_replicas=self._replicas_list," in backoff, "one list until there are other replicas"
+    changed = re.search(r"_replicas_list(\.|\[|\s*\+)", inspect.getsource(request_router))
+    assert changed is None, "which nobody changes"
 
 
 def test_the_router_that_serve_makes_shares_the_placements_of_its_process() -> None:
@@ -72,6 +78,15 @@ async def test_a_wish_is_fulfilled_if_it_can_be() -> None:
     assert await ranks({"replica_id": "gone", "avoid_id": "a"}, "a", "b", "c") == [{"b", "c"}]
     assert await ranks({"avoid_id": "a"}, "a", "b") == [{"b"}]
     assert await ranks({"avoid_id": "a"}, "a") == [{"a"}]
+
+
+async def test_a_replica_that_is_in_the_list_no_more_is_not_chosen() -> None:
+    chooser = object.__new__(ReplicaRouter)
+    for there, expected in (("abc", {"b"}), ("ac", {"a", "c"}), ("b", {"b"})):
+        rank = next(
+            rank for rank in await chooser.choose_replicas(replicas(*there), pending({"replica_id": "b"})) if rank
+        )
+        assert {replica.replica_id.unique_id for replica in rank} == expected
 
 
 async def test_a_replica_goes_to_who_asked_for_it_also_among_calls_of_one_request(monkeypatch: Any) -> None:

@@ -37,7 +37,8 @@ class Reader:
 
 
 def test_serve_makes_it_and_applies_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve_policy, "PlanReader", Reader)
+    # Not in the module: whoever has unpickled the class in this process has given its methods other globals.
+    monkeypatch.setitem(serve_policy.ForecastPolicy.__call__.__globals__, "PlanReader", Reader)
     config = serve_config(min_replicas=0, max_replicas=5)
     policy = serve_policy.ForecastPolicy(**config.policy.policy_kwargs)
     decide = _apply_autoscaling_config(policy)

@@ -25,6 +25,7 @@ from tests.support.snapshots import changed, describe, one_value_negated
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(1200)]
 
+TELL_EVERY = 50
 CYCLES = int(os.environ.get("FLASHSERVE_SLEEP_CYCLES", "12"))
 # What a heap may gain by chance; a leak of one layer's weights in every cycle would be many times this.
 NOISE_BYTES = 32 << 20
@@ -63,12 +64,14 @@ EMBEDDING = Case(
 CASES = {"adapters": WITH_ADAPTERS, "compiled": COMPILED, "embedding": EMBEDDING}
 
 
-def request(stream_id: str, adapter: str | None = None, *, max_tokens: int = 4) -> GenerateRequest:
+def request(
+    stream_id: str, adapter: str | None = None, *, prompt: list[int] = PROMPT, max_tokens: int = 4
+) -> GenerateRequest:
     ref: AdapterRef | None = {"id": adapter, "path": str(ADAPTERS / adapter), "digest": adapter} if adapter else None
     return {
         "stream_id": stream_id,
         "model_id": CHAT_MODEL,
-        "prompt_token_ids": PROMPT,
+        "prompt_token_ids": prompt,
         "sampling": {"temperature": 0.0, "max_tokens": max_tokens, "ignore_eos": True, "logprobs": 3},
         "reply_to": {"host": "", "port": 0, "key": ""},
         "adapter": ref,
@@ -88,7 +91,7 @@ class Sleeper:
     asleep_bytes: int = 0
     cached_tokens: list[int | None] = field(default_factory=list)
 
-    async def ask(self) -> Any:
+    async def ask(self, prompt: list[int] = PROMPT) -> Any:
         """The answers of the model and of each adapter; remembers what came from the prefix cache."""
         self.asked += 1
         if "generate" not in self.engine.supported_tasks():
@@ -102,7 +105,8 @@ class Sleeper:
         answers = []
         self.cached_tokens = []
         for adapter in (None, *self.case.adapters):
-            deltas = [delta async for delta in self.engine.generate(request(f"{adapter}{self.asked}", adapter))]
+            asking = request(f"{adapter}{self.asked}", adapter, prompt=prompt)
+            deltas = [delta async for delta in self.engine.generate(asking)]
             self.cached_tokens.append(deltas[0].cached_tokens)
             # Joined: how many tokens come in one delta depends on who is in time.
             tokens = [token for delta in deltas for token in delta.token_ids]
@@ -194,14 +198,20 @@ async def test_it_does_not_sleep_while_a_request_runs(sleeper: Sleeper) -> None:
     assert await sleeper.ask() == sleeper.answer
 
 
+@pytest.mark.timeout(1200 + 3 * CYCLES)
 @pytest.mark.parametrize("sleeper", ["adapters"], indirect=True)
 async def test_many_cycles_change_no_answer_and_keep_no_memory(sleeper: Sleeper) -> None:
     asleep_bytes = []
-    for _ in range(CYCLES):
+    short = PROMPT[:5]
+    answer = await sleeper.ask(short)
+    for cycle in range(CYCLES):
         await sleeper.engine.sleep()
         asleep_bytes.append(engines_private_bytes())
         await sleeper.engine.wake(sleeper.snapshot)
-        assert await sleeper.ask() == sleeper.answer
+        assert await sleeper.ask(short) == answer
+        if (cycle + 1) % TELL_EVERY == 0:
+            print(f"{cycle + 1} of {CYCLES} cycles, asleep {asleep_bytes[-1] >> 20} MiB of its own", flush=True)
+    assert await sleeper.ask() == sleeper.answer
     half = CYCLES // 2
     # The least of many: how much of the heap can be given back differs from sleep to sleep.
     assert min(asleep_bytes[half:]) - min(asleep_bytes[:half]) < NOISE_BYTES

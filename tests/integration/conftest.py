@@ -33,10 +33,11 @@ def keys_file(tmp_path_factory: pytest.TempPathFactory) -> KeysFile:
 
 @pytest.fixture(scope="session")
 def guarded(keys_file: KeysFile) -> Iterator[Service]:
-    """A second service, with API keys, whose plans are of a second's grain and save any waiting."""
+    """A second service, by ``serve run``, with API keys, whose plans are of a second's grain and save any waiting."""
     models = [model for model in demo_args()["models"] if model["id"] == CHAT_MODEL]
     security = {"api_keys_file": str(keys_file.path)}
     # Without patience, for a wake takes less than the second that users are supposed not to mind.
     autoscaling = {"bucket_s": 1, "horizon_s": 30, "patience_s": 0}
-    with deployed({"models": models, "security": security, "autoscaling": autoscaling}) as running:
+    args = {"models": models, "security": security, "autoscaling": autoscaling}
+    with deployed(args, with_run=True) as running:
         yield running

@@ -60,10 +60,12 @@ class Bystander(threading.Thread):
 
     def _listen(self) -> None:
         body = chat(model=f"{CHAT_MODEL}:pirate", max_tokens=900)
-        for _ in self._client.chat.completions.create(**body, stream=True, extra_body={"ignore_eos": True}):
-            self.chunks += 1
-            if self.leaving.is_set():
-                return
+        # Closed, or it would be made to its end.
+        with self._client.chat.completions.create(**body, stream=True, extra_body={"ignore_eos": True}) as stream:
+            for _ in stream:
+                self.chunks += 1
+                if self.leaving.is_set():
+                    return
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,8 @@ REQUEST_TIMEOUT_S = 120
 LARGEST = {"max_tokens": 3, "max_completion_tokens": 3, "min_tokens": 3, "n": 2}
 
 GETS = [
-    "/v1/models", "/v1/models/{model_id}", "/health", "/admin/models", "/admin/plan", "/admin/tenants", "/admin/tiers",
+    "/v1/models", "/v1/models/{model_id}", "/health", "/admin/models", "/admin/plan", "/admin/status",
+    "/admin/tenants", "/admin/tiers",
     "/admin/adapters", "/metrics",
 ]  # fmt: skip
 POSTS = [

@@ -44,6 +44,7 @@ COUNT_PERIOD_S = 2.0
 AWAKE_AFTER_S = 4.0
 # Ray collects metrics this often.
 METRICS_LAG_S = 12.0
+TELL_PERIOD_S = 60.0
 SEEDS = 3
 
 
@@ -135,7 +136,7 @@ class Stress:
             outcomes = await asyncio.gather(*(self._ask(http, *request) for request in requests))
             self._expected = dict(zip(requests, outcomes, strict=True))
             assert all(outcome.error is None for outcome in outcomes), outcomes
-            counting = asyncio.ensure_future(self._count_moves(http))
+            counting = [asyncio.ensure_future(self._count_moves(http)), asyncio.ensure_future(self._tell())]
             disturbing = [asyncio.ensure_future(self._kill_all(http)), asyncio.ensure_future(self._migrate_all(http))]
             places = asyncio.Semaphore(self._plan.at_once)
             await asyncio.gather(
@@ -148,7 +149,8 @@ class Stress:
                 extra += 1
             await asyncio.gather(*disturbing)
             await self._look_for_leftovers(http)
-            counting.cancel()
+            for task in counting:
+                task.cancel()
         self._counts.seconds = time.monotonic() - begin_s
         return self._counts
 
@@ -196,8 +198,9 @@ class Stress:
             if victim == SCALE_DOWN:
                 await self._scale_down(http)
                 continue
-            process = self._choose(victim)
+            process = await self._somebody(victim)
             if process is None:
+                self._counts.faults.append(f"there was no {victim} to kill within {SETTLE_S:.0f} s")
                 continue
             if victim == "gateway":
                 self._gateway_kills += 1
@@ -226,6 +229,14 @@ class Stress:
         while not self._under_way:
             self._began.clear()
             await self._began.wait()
+
+    async def _somebody(self, victim: str) -> psutil.Process | None:
+        deadline_s = time.monotonic() + SETTLE_S
+        while True:
+            process = self._choose(victim)
+            if process is not None or time.monotonic() > deadline_s:
+                return process
+            await asyncio.sleep(0.1)
 
     def _choose(self, victim: str) -> psutil.Process | None:
         if victim == "gateway":
@@ -290,6 +301,21 @@ class Stress:
                     self._counts.moves_done += int(value - before if value >= before else value)
                     seen[labels] = value
             await asyncio.sleep(COUNT_PERIOD_S)
+
+    async def _tell(self) -> None:
+        """A line a minute on what has happened, for it takes long."""
+        begin_s = time.monotonic()
+        while True:
+            await asyncio.sleep(TELL_PERIOD_S)
+            counts, plan = self._counts, self._plan
+            told = {
+                "streams as undisturbed": (counts.equal, plan.streams),
+                "kills": (counts.kills.total(), plan.kills + plan.gateway_kills),
+                "moves": (counts.moves_done, plan.migrations),
+                "scale-downs": (counts.scale_downs, plan.scale_downs),
+            }
+            parts = [f"{done} of {wanted} {name}" for name, (done, wanted) in told.items()]
+            print(f"{(time.monotonic() - begin_s) / 60:.0f} min:", ", ".join(parts), flush=True)
 
     async def _in_hand(self, http: httpx.AsyncClient) -> int:
         """Sequences that any replica still has, in its engine or waiting for it."""

@@ -58,6 +58,21 @@ class TaskHandle:
         return _Method(call)
 
 
+class OneNode:
+    """Stands for the deployment ``Nodes``."""
+
+    async def tiers(self) -> dict[str, Any]:
+        """See ``NodeKeeper.tiers``."""
+        tier = {"capacity_bytes": 4_000_000_000, "used_bytes": 270_000_000, "snapshots": [SNAPSHOT]}
+        return {"0123456789abcdef": {"dram": tier, "disk": tier}}
+
+
+SNAPSHOT = {
+    "id": "a" * 64, "name": "shared-model", "size_bytes": 270_000_000, "whole": True, "leases": ["somebody"],
+    "pinned": True, "uses": 3, "last_used_s": None,
+}  # fmt: skip
+
+
 class PacedEngine(FakeEngine):
     """Takes its time for each token, and waits until it may go on."""
 
@@ -127,7 +142,7 @@ async def gateway_of(  # noqa: PLR0913 - what a gateway is made of
     replica = EngineReplica(catalogue, "default", PacedEngine, Limits(10_000, 0.05, 1.0), 10, files=files)
     pool = TaskHandle(replica, takes)
     storage = StoreConfig(directory / "dram", 0, directory / "disk", 0, s3_endpoint_url)
-    gateway = GuardedGateway(config, catalogue, {"default": pool}, None, storage, keys_file=keys_file)
+    gateway = GuardedGateway(config, catalogue, {"default": pool}, LocalHandle(OneNode()), storage, keys_file=keys_file)
     app = gateway.__serve_build_asgi_app__()
     server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="off", log_config=None))
     serving = asyncio.ensure_future(server.serve())

@@ -27,6 +27,7 @@ def merged_answer(adapter_name: str, prompt: str, max_tokens: int = 48) -> str:
     return _answer(adapter_name, prompt, max_tokens)
 
 
+@lru_cache
 def _answer(adapter_name: str | None, prompt: str, max_tokens: int) -> str:
     network, tokenizer = _load(adapter_name)
     turn = [{"role": "user", "content": prompt}]

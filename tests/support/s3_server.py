@@ -147,15 +147,23 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(key, value)
         self.end_headers()
         view = memoryview(content)[start : start + (end - start) // 2 if cut else end]
-        for offset in range(0, len(view), BLOCK_BYTES):
-            block = view[offset : offset + BLOCK_BYTES]
-            if self.state.bytes_per_s:
-                time.sleep(len(block) / self.state.bytes_per_s)
-            self.wfile.write(block)
-        with self.state.lock:
-            self.state.read_bytes += len(view)
+        # First: whoever has read everything may look at once.
+        self._count(len(view))
+        try:
+            for offset in range(0, len(view), BLOCK_BYTES):
+                block = view[offset : offset + BLOCK_BYTES]
+                if self.state.bytes_per_s:
+                    time.sleep(len(block) / self.state.bytes_per_s)
+                self.wfile.write(block)
+        except OSError:
+            self._count(-len(view))
+            raise
         if cut:
             self.close_connection = True
+
+    def _count(self, read_bytes: int) -> None:
+        with self.state.lock:
+            self.state.read_bytes += read_bytes
 
     def _list(self, bucket: str, query: dict[str, list[str]]) -> None:
         self.state.requests["LIST"] += 1

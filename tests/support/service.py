@@ -1,4 +1,4 @@
-"""A whole FlashServe for integration tests, started the way the documents say: a Ray head, then ``serve deploy``."""
+"""A whole FlashServe for integration tests: a Ray head of its own, then ``serve deploy`` or ``serve run``."""
 
 import os
 import secrets
@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,14 +80,32 @@ class Service:
 
     def deploy(self, args: dict[str, Any]) -> None:
         """``serve deploy`` from a directory without code; what is deployed already changes to ``args``."""
+        subprocess.run(
+            [command("serve"), "deploy", self._written(args), "--address", self.dashboard],
+            cwd=self.directory, env=self.environment, check=True,
+        )  # fmt: skip
+
+    @contextmanager
+    def run(self, args: dict[str, Any]) -> Iterator[None]:
+        """``serve run`` from a directory without code."""
+        with (self.directory / "log.txt").open("wb") as log:
+            process = subprocess.Popen(
+                [command("serve"), "run", self._written(args), "--address", self.ray_address],
+                cwd=self.directory, env=self.environment, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+        try:
+            yield
+            assert process.poll() is None, (self.directory / "log.txt").read_text()
+        finally:
+            process.terminate()
+            process.wait(60)
+
+    def _written(self, args: dict[str, Any]) -> str:
         tiers = {"disk_dir": f"{self.directory}/disk", "dram_dir": f"{self.directory}/dram"}
         args = args | {"storage": tiers | args.get("storage", {})}
         config = self.directory / "config.yaml"
         config.write_text(yaml.safe_dump(serve_config(int(self.url.rpartition(":")[2]), args)))
-        subprocess.run(
-            [command("serve"), "deploy", str(config), "--address", self.dashboard],
-            cwd=self.directory, env=self.environment, check=True,
-        )  # fmt: skip
+        return str(config)
 
     def processes(self, name: str) -> list[psutil.Process]:
         """The service's processes whose title holds ``name``."""
@@ -113,6 +131,8 @@ def clean_environment(**extra: str) -> dict[str, str]:
     defaults = RAY_SETTINGS | {
         "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16), "RAY_USAGE_STATS_ENABLED": "0",
         "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1",
+        # Tests wait for metrics, which are exported each ten seconds otherwise.
+        "RAY_metrics_report_interval_ms": "1000",
         # A head that is told to end waits this long for other nodes to take its replicas; there are none.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     }  # fmt: skip
@@ -152,8 +172,11 @@ def ray_head(environment: dict[str, str]) -> Iterator[tuple[subprocess.Popen[byt
 
 
 @contextmanager
-def deployed(args: dict[str, Any], **environment: str) -> Iterator[Service]:
-    """Deploy with ``serve deploy`` from an empty directory, without PYTHONPATH, and wait until every model is awake."""
+def deployed(args: dict[str, Any], *, with_run: bool = False, **environment: str) -> Iterator[Service]:
+    """Deploy from an empty directory, without PYTHONPATH, and wait until every model is awake.
+
+    With ``serve deploy``, or ``serve run`` where ``with_run`` says so.
+    """
     port = free_port()
     surroundings = clean_environment(**environment)
     # The directory outlives the service, which writes to it until it ends.
@@ -163,9 +186,9 @@ def deployed(args: dict[str, Any], **environment: str) -> Iterator[Service]:
         ray_process = psutil.Process(process.pid)
         url = f"http://127.0.0.1:{port}"
         service = Service(url, ray_address, dashboard, ray_process, surroundings, Path(empty))
-        service.deploy(args)
-        _wait(lambda: httpx.get(f"{url}/health", timeout=30).is_success, process, "the service")
-        yield service
+        with service.run(args) if with_run else nullcontext(service.deploy(args)):
+            _wait(lambda: httpx.get(f"{url}/health", timeout=30).is_success, process, "the service")
+            yield service
 
 
 def _wait(is_there: Any, process: subprocess.Popen[bytes], what: str) -> None:

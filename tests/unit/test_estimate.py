@@ -2,10 +2,14 @@
 
 from collections import Counter
 
+import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from deployments.estimate import FIRST_TOKEN_S, NO_ROOM_S, STALE_S, ReplicaView, first_token_s, soonest
+from deployments.estimate import FIRST_TOKEN_S, NO_ROOM_S, STALE_S, PoolView
 from deployments.wire import EngineNews, ReplicaNews
+from tests.support import plain_estimate
 
 NOW_S = 1000.0
 
@@ -17,14 +21,16 @@ def engine(state: str = "awake", **fields: object) -> EngineNews:
     return EngineNews(state, **(defaults | fields))  # type: ignore[arg-type]
 
 
-def view(*, room_bytes: int = 100, heard_s: float = NOW_S, **engines: EngineNews) -> ReplicaView:
-    made = ReplicaView.empty()
-    made.hear(ReplicaNews("pool", "any", engines, [], room_bytes), heard_s)
+def pool(replicas: dict[str, EngineNews], *, room_bytes: int = 100, heard_s: float = NOW_S) -> PoolView:
+    """Replicas that have said how model m stands with them."""
+    made = PoolView()
+    for replica_id, of in replicas.items():
+        made.hear(ReplicaNews("pool", replica_id, {"m": of}, [], room_bytes), heard_s)
     return made
 
 
 def estimate(of: EngineNews, **fields: object) -> float | None:
-    return first_token_s(view(m=of, **fields), "m", NOW_S)  # type: ignore[arg-type]
+    return pool({"r": of}, **fields).least_s("m", NOW_S)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -56,55 +62,128 @@ def test_time_goes_on_after_the_news() -> None:
 
 def test_old_news_are_no_news() -> None:
     assert estimate(engine(), heard_s=NOW_S - STALE_S - 0.1) is None
-    assert first_token_s(view(m=engine()), "other", NOW_S) is None
+    assert pool({"r": engine()}).least_s("other", NOW_S) is None
 
 
 def test_what_was_sent_since_counts() -> None:
-    seen = view(m=engine())
-    seen.sent["m"] = 2
-    assert first_token_s(seen, "m", NOW_S) == pytest.approx(0.3)
-    seen.hear(ReplicaNews("pool", "any", {}, [], 100), NOW_S)
-    assert first_token_s(seen, "m", NOW_S) == pytest.approx(0.1)
+    seen = pool({"r": engine()})
+    seen.send("r", "m")
+    seen.send("r", "m")
+    assert seen.least_s("m", NOW_S) == pytest.approx(0.3)
+    seen.hear(ReplicaNews("pool", "r", {}, [], 100), NOW_S)
+    assert seen.least_s("m", NOW_S) == pytest.approx(0.1)
 
 
 def test_news_add_up_and_models_go() -> None:
-    seen = view(a=engine(), b=engine("asleep"))
-    seen.hear(ReplicaNews("pool", "any", {"b": engine()}, ["a"], 7), NOW_S)
-    assert set(seen.engines) == {"b"}
-    assert seen.engines["b"].state == "awake"
-    assert seen.room_bytes == 7
+    seen = PoolView()
+    seen.hear(ReplicaNews("pool", "r", {"a": engine(), "b": engine("asleep", needs_bytes=8)}, [], 8), NOW_S)
+    assert seen.least_s("b", NOW_S) == pytest.approx(0.4)
+    seen.hear(ReplicaNews("pool", "r", {"a": engine(in_hand=1)}, ["b"], 7), NOW_S)
+    assert seen.least_s("a", NOW_S) == pytest.approx(0.2)
+    assert seen.least_s("b", NOW_S) is None
+    assert repr(seen) == "<PoolView of 1 replicas, 1 models>"
 
 
-def chosen(views: dict[str, ReplicaView], saved_s: dict[str, float] | None = None) -> str | None:
-    return soonest(views, "m", NOW_S, saved_s or {})
+def test_an_engine_that_has_died_is_cold_until_its_replica_says_more() -> None:
+    seen = pool({"r": engine("waking", age_s=0.2)})
+    seen.lose_engine("r", "m")
+    seen.lose_engine("r", "other")
+    seen.lose_engine("another", "m")
+    assert seen.least_s("m", NOW_S) == pytest.approx(3.1)
+    seen.hear(ReplicaNews("pool", "r", {"m": engine()}, [], 8), NOW_S)
+    assert seen.least_s("m", NOW_S) == pytest.approx(0.1)
+
+
+def test_whoever_takes_the_place_of_a_lost_replica_has_nothing_of_its() -> None:
+    seen = pool({"lost": engine(), "stays": engine("cold")})
+    seen.send("lost", "m")
+    seen.lose("lost")
+    seen.lose("lost")
+    assert seen.is_silent("lost", NOW_S)
+    seen.hear(ReplicaNews("pool", "new", {}, [], 8), NOW_S)
+    assert sorted(seen.ids()) == ["new", "stays"]
+    assert chosen(seen) == "stays"
+    seen.hear(ReplicaNews("pool", "new", {"m": engine()}, [], 8), NOW_S)
+    assert seen.first_tokens_s("m", NOW_S) == pytest.approx({"new": 0.1, "stays": 3.1})
+
+
+def chosen(seen: PoolView, saved_s: dict[str, float] | None = None) -> str | None:
+    return seen.soonest("m", NOW_S, saved_s or {})
 
 
 def test_the_awake_one_before_the_asleep_one_before_the_cold_one() -> None:
-    views = {"cold": view(m=engine("cold")), "asleep": view(m=engine("asleep")), "awake": view(m=engine("awake"))}
-    assert chosen(views) == "awake"
-    del views["awake"]
-    assert chosen(views) == "asleep"
+    seen = pool({"cold": engine("cold"), "asleep": engine("asleep"), "awake": engine("awake")})
+    assert chosen(seen) == "awake"
+    seen.lose("awake")
+    assert chosen(seen) == "asleep"
 
 
 def test_a_busy_one_loses_to_one_that_wakes_quickly() -> None:
-    views = {"busy": view(m=engine(in_hand=20)), "asleep": view(m=engine("asleep"))}
-    assert chosen(views) == "asleep"
+    assert chosen(pool({"busy": engine(in_hand=20), "asleep": engine("asleep")})) == "asleep"
 
 
 def test_a_prefix_draws_a_request_until_the_queue_costs_more() -> None:
-    views = {"has": view(m=engine(in_hand=1)), "idle": view(m=engine())}
-    assert chosen(views) == "idle"
-    assert chosen(views, {"has": 0.15}) == "has"
+    seen = pool({"has": engine(in_hand=1), "idle": engine()})
+    assert chosen(seen) == "idle"
+    assert chosen(seen, {"has": 0.15, "gone": 9.0}) == "has"
 
 
 def test_among_equals_chance_decides() -> None:
-    views = {name: view(m=engine()) for name in "abc"}
-    counts = Counter(chosen(views) for _ in range(300))
+    seen = pool({name: engine() for name in "abc"})
+    counts = Counter(chosen(seen) for _ in range(300))
     assert set(counts) == {"a", "b", "c"}
     assert min(counts.values()) > 50
 
 
 def test_nothing_known_is_no_choice() -> None:
-    assert chosen({}) is None
-    assert chosen({"old": view(m=engine(), heard_s=0.0)}) is None
-    assert soonest({"a": view(m=engine())}, "m", NOW_S, {}, avoid=["a"]) is None
+    assert chosen(PoolView()) is None
+    assert chosen(pool({"old": engine()}, heard_s=0.0)) is None
+    assert pool({"a": engine()}).least_s("m", NOW_S, but="a") is None
+
+
+STATES = ("cold", "starting", "awake", "sleeping", "asleep", "waking", "stopping", "failed")
+NAMES = st.sampled_from("abcdefghijkl")
+MODELS = st.sampled_from("mno")
+SECONDS = st.sampled_from((0.0, 0.1, 0.11, 0.3, 2.0, 7.5))
+NUMBERS = st.integers(0, 4)
+ENGINES = st.builds(EngineNews, st.sampled_from(STATES), *[SECONDS] * 4, NUMBERS, NUMBERS, NUMBERS)
+EVENTS = st.one_of(
+    st.builds(ReplicaNews, st.just("pool"), NAMES, st.dictionaries(MODELS, ENGINES), st.lists(MODELS), NUMBERS),
+    st.tuples(st.just("send"), NAMES, MODELS),
+    st.tuples(st.just("lose engine"), NAMES, MODELS),
+    st.tuples(st.just("lose"), NAMES),
+    st.tuples(st.just("pass"), SECONDS),
+)
+
+
+@given(st.lists(EVENTS, max_size=40), st.dictionaries(NAMES, SECONDS))
+def test_columns_say_what_one_replica_after_another_says(events: list[object], saved_s: dict[str, float]) -> None:
+    now_s, seen, plain = NOW_S, PoolView(), dict[str, plain_estimate.ReplicaView]()
+    for event in events:
+        match event:
+            case ReplicaNews():
+                seen.hear(event, now_s)
+                plain.setdefault(event.replica_id, plain_estimate.ReplicaView.empty()).hear(event, now_s)
+            case ("send", name, model) if name in plain:
+                seen.send(name, model)
+                plain[name].sent[model] = plain[name].sent.get(model, 0) + 1
+            case ("lose engine", name, model):
+                seen.lose_engine(name, model)
+                if name in plain and model in plain[name].engines:
+                    engines = plain[name].engines
+                    engines[model] = msgspec.structs.replace(engines[model], state="cold", age_s=0.0)
+            case ("lose", name):
+                seen.lose(name)
+                plain.pop(name, None)
+            case ("pass", float(seconds)):
+                now_s += seconds
+    for model in "mno":
+        estimates = {name: plain_estimate.first_token_s(view, model, now_s) for name, view in plain.items()}
+        known = {name: each for name, each in estimates.items() if each is not None}
+        assert seen.first_tokens_s(model, now_s) == known, "to the last digit"
+        assert sorted(seen.best(model, now_s, saved_s)) == plain_estimate.best(plain, model, now_s, saved_s)
+        others = [each for name, each in known.items() if name != "a"]
+        assert seen.least_s(model, now_s, but="a") == min(others, default=None)
+    assert {name for name in plain if seen.is_silent(name, now_s)} == {
+        name for name, view in plain.items() if now_s - view.heard_s > STALE_S
+    }

@@ -11,7 +11,7 @@ from app.catalogue import Catalogue, Entry
 from app.engine_states import UNHEARD_OF
 from app.fleet import Fleet, Fleets
 from app.migration import ResumeCost
-from app.prefixes import BLOCK_TOKENS, PrefixTable
+from app.prefixes import BLOCK_TOKENS, PrefixTable, blocks_of
 from app.streams import TokenStreams
 from deployments import news
 from deployments.fake_engine import FakeEngine
@@ -179,18 +179,18 @@ class Asked:
 def test_a_prefix_is_remembered_by_whole_blocks_and_group() -> None:
     table = PrefixTable()
     prompt = list(range(BLOCK_TOKENS * 2 + 5))
-    table.sent("m", prompt, "one")
-    assert table.computed("m", prompt) == {"one": 2 * BLOCK_TOKENS}
-    assert table.computed("m", [*prompt[:BLOCK_TOKENS], 7, 7]) == {"one": BLOCK_TOKENS}
-    assert table.computed("m", [7, *prompt]) == {}
-    assert table.computed("other", prompt) == {}
-    table.sent("m", prompt[:BLOCK_TOKENS], "two")
-    assert table.computed("m", prompt) == {"two": BLOCK_TOKENS, "one": 2 * BLOCK_TOKENS}
+    table.sent(blocks_of("m", prompt), "one")
+    assert table.computed(blocks_of("m", prompt)) == {"one": 2 * BLOCK_TOKENS}
+    assert table.computed(blocks_of("m", [*prompt[:BLOCK_TOKENS], 7, 7])) == {"one": BLOCK_TOKENS}
+    assert table.computed(blocks_of("m", [7, *prompt])) == {}
+    assert table.computed(blocks_of("other", prompt)) == {}
+    table.sent(blocks_of("m", prompt[:BLOCK_TOKENS]), "two")
+    assert table.computed(blocks_of("m", prompt)) == {"two": BLOCK_TOKENS, "one": 2 * BLOCK_TOKENS}
 
 
 def test_of_prefixes_the_oldest_are_forgotten() -> None:
     table = PrefixTable(max_blocks=2)
     for first in range(3):
-        table.sent("m", [first] * BLOCK_TOKENS, "one")
-    assert table.computed("m", [0] * BLOCK_TOKENS) == {}
-    assert table.computed("m", [2] * BLOCK_TOKENS) == {"one": BLOCK_TOKENS}
+        table.sent(blocks_of("m", [first] * BLOCK_TOKENS), "one")
+    assert table.computed(blocks_of("m", [0] * BLOCK_TOKENS)) == {}
+    assert table.computed(blocks_of("m", [2] * BLOCK_TOKENS)) == {"one": BLOCK_TOKENS}

@@ -133,6 +133,50 @@ async def test_what_it_tells(setup: Setup) -> None:
     assert follower.report()["engines"]["m"]["served"] == 0, "once"
 
 
+async def test_it_tells_what_has_changed(setup: Setup) -> None:
+    residents = await asleep(setup)
+    follower = PlanFollower("forecaster:app", "pool", "r", residents)
+    told = follower.report()
+    assert (set(told["engines"]), told["is_change"], told["gone"]) == ({"m"}, False, [])
+    told = follower.report()
+    assert (told["engines"], told["is_change"]) == ({}, True)
+    for _ in range(2):
+        residents.served("m", 2.0)
+        assert follower.report()["engines"]["m"]["served"] == 1, "also when it is as much again"
+    residents.host([])
+    async with asyncio.timeout(10):
+        while "m" in residents.describe():  # noqa: ASYNC110 - as a client sees it
+            await asyncio.sleep(0.001)
+    told = follower.report()
+    assert (told["engines"], told["is_change"], told["gone"]) == ({}, True, ["m"])
+
+
+async def test_after_an_answer_that_did_not_come_it_tells_everything(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_follower, "PERIOD_S", 0.001)
+    residents = await asleep(setup)
+    follower = PlanFollower("forecaster:app", "pool", "r", residents)
+    told: list[tuple[bool, bool]] = []
+
+    async def ask(report: dict[str, Any]) -> Any:
+        told.append((report["is_change"], "m" in report["engines"]))
+        if len(told) == 3:
+            raise ValueError("changes of replica 'r', which is not known")
+        if len(told) == 5:
+            return "nonsense"
+        return {}
+
+    monkeypatch.setattr(follower, "_ask", ask)
+    follower.run()
+    async with asyncio.timeout(10):
+        while len(told) < 7:  # noqa: ASYNC110 - as it goes on
+            await asyncio.sleep(0.001)
+    follower.close()
+    whole, change = (False, True), (True, False)
+    assert told[:7] == [whole, change, change, whole, change, whole, change]
+
+
 @pytest.mark.parametrize(
     "nonsense",
     [

@@ -27,6 +27,14 @@ def test_every_policy_and_the_bound_are_told(trace: Path) -> None:
     assert all(each["unused_device_s"] >= 0 for each in told.values())
 
 
+def test_on_two_processors_it_comes_to_the_same(trace: Path) -> None:
+    arguments = ["replay", str(trace), "--json", "--policy", "ours", "--policy", "serve", "--jobs"]
+    one, two = (json.loads(CliRunner().invoke(cli, [*arguments, jobs]).stdout) for jobs in ("1", "2"))
+    assert one.keys() == two.keys()
+    for name, told in one.items():
+        assert two[name] == pytest.approx(told), name
+
+
 def test_a_table_is_printed(trace: Path) -> None:
     result = CliRunner().invoke(cli, ["replay", str(trace), "--policy", "ours"], env={"COLUMNS": "200"})
     assert result.exit_code == 0

@@ -103,3 +103,31 @@ def test_a_wait_that_is_hardly_minded_keeps_nobody_awake() -> None:
     hazard = np.full(BINS, 0.02)
     patient, hasty = (course(hazard, 1.0, LAYERS, 100.0, patience_s).layer_at(5.0, AWAKE) for patience_s in (1.0, 0.0))
     assert (patient, hasty) == (1, AWAKE), "0.6 s of waking weigh a tenth, or whole"
+
+
+COSTS = st.floats(0.0, 1e6) | st.sampled_from((0.0, 1.0))
+
+
+@given(
+    st.lists(st.tuples(st.tuples(COSTS, COSTS, COSTS), st.floats(0.0, 1.0)), max_size=30),
+    st.tuples(st.just(0.0), st.floats(0.0, 10.0), st.floats(0.0, 100.0)),
+)
+def test_for_three_layers_it_is_the_same_without_loops(
+    backwards: list[tuple[tuple[float, float, float], float]], ready_s: tuple[float, float, float]
+) -> None:
+    assert rest._of_three(backwards, ready_s) == rest.cheapest(backwards, ready_s)
+
+
+@given(
+    st.lists(st.tuples(*[st.integers(0, 2)] * 3), min_size=BINS, max_size=BINS),
+    st.floats(0.0, 1e6),
+    st.integers(0, 2),
+)
+def test_the_next_change_is_the_first_of_all_bins(moves: list[tuple[int, int, int]], age_s: float, layer: int) -> None:
+    way = rest.Course(tuple(moves), (0.0, 0.6, 8.0))
+    changes = [
+        EDGES_S[index] - (way.ready_s[layer] if to[layer] < layer else 0.0)
+        for index, to in enumerate(moves)
+        if index > bin_of(age_s) and to[layer] != layer
+    ]
+    assert way.next_change_s(age_s, layer) == min((each for each in changes if each > age_s), default=np.inf)

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 KEEP_GONE_S = 150.0
 
 
-class AdapterShelf:
+class AdapterLeases:
     """One replica's; one event loop."""
 
     def __init__(self, files: AdapterFiles | None) -> None:
@@ -120,4 +120,4 @@ class AdapterShelf:
         task.add_done_callback(self._removing.discard)
 
     def __repr__(self) -> str:
-        return f"<AdapterShelf {len(self._held)} held>"
+        return f"<AdapterLeases {len(self._held)} held>"

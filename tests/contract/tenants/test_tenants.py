@@ -6,13 +6,11 @@ Real HTTP and vLLM's own OpenAI classes; engines that need no model.
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import openai
 import pytest
-import pytest_asyncio
 from openai import AsyncOpenAI
 from starlette.requests import Request
 from starlette.responses import Response
@@ -33,9 +31,7 @@ from tests.support.gateway_with_tenants import (
     VECTORS,
     ask,
     error_of,
-    gateway_with_tenants,
     headers,
-    keys_file,
     request,
 )
 from tests.support.gateways import InProcess
@@ -47,25 +43,14 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 ADMIN_ROUTES = [
     ("GET", "/admin/models"), ("PUT", "/admin/models/globex-model"), ("DELETE", "/admin/models/globex-model"),
     ("POST", "/admin/wake"), ("POST", "/admin/sleep"), ("POST", "/admin/stop"), ("POST", "/admin/migrate"),
-    ("GET", "/admin/tiers"), ("GET", "/admin/tenants"), ("GET", "/metrics"), ("GET", "/admin"), ("GET", "/"),
+    ("GET", "/admin/tiers"), ("GET", "/admin/status"), ("GET", "/admin/tenants"), ("GET", "/metrics"),
+    ("GET", "/admin"), ("GET", "/"),
     ("GET", "//admin/models"), ("GET", "/%61dmin/models"), ("GET", "/v1/../admin/models"), ("GET", "/admin/models/"),
     ("GET", "/admin/adapters"), ("POST", "/admin/adapters"), ("PUT", "/admin/adapters/globex-model/json"),
     ("DELETE", "/admin/adapters/globex-model/json"), ("DELETE", "/admin/adapters/globex-model/json?owner=globex"),
     ("POST", "/v1/load_lora_adapter"), ("POST", "/v1/unload_lora_adapter"), ("GET", "/ADMIN/models"),
     ("GET", "/v1/models%2f..%2f..%2fadmin/models"),
 ]  # fmt: skip
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def file(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[KeysFile]:
-    with keys_file(tmp_path_factory.mktemp("keys")) as written:
-        yield written
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def service(file: KeysFile, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[InProcess]:
-    async with gateway_with_tenants(tmp_path_factory.mktemp("gateway"), file) as running:
-        yield running
 
 
 async def test_everybody_uses_what_is_theirs(service: InProcess, file: KeysFile) -> None:

@@ -2,11 +2,9 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from app.routes import PATHS
 from tests.support.gateway_with_tenants import (
@@ -16,9 +14,7 @@ from tests.support.gateway_with_tenants import (
     VECTORS,
     ask,
     error_of,
-    gateway_with_tenants,
     headers,
-    keys_file,
     request,
 )
 from tests.support.gateways import InProcess, PacedEngine
@@ -26,18 +22,6 @@ from tests.support.tenants import KeysFile
 from tests.support.waiting import until_it_returns
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def file(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[KeysFile]:
-    with keys_file(tmp_path_factory.mktemp("keys")) as written:
-        yield written
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def service(file: KeysFile, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[InProcess]:
-    async with gateway_with_tenants(tmp_path_factory.mktemp("gateway"), file) as running:
-        yield running
 
 
 async def test_limits_are_told_and_kept(service: InProcess, file: KeysFile) -> None:

@@ -2,126 +2,22 @@
 
 import asyncio
 import json
-import shutil
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
-import pytest_asyncio
 
-from app import adapter_finder, adapter_list, api_keys
+from app import adapter_list
 from app.catalogue import Catalogue, Entry
 from app.errors import CatalogueError
-from deployments import adapter_shelf
 from tests.support.adapters import tensors_of, write_adapter
+from tests.support.gateway_with_adapters import JSON, PIRATE, Admin, on_disk, resident
 from tests.support.gateway_with_tenants import error_of
-from tests.support.gateways import InProcess, PacedEngine, demo_digest, gateway_of, model
-from tests.support.s3_server import S3Server, serve_s3
+from tests.support.gateways import InProcess, PacedEngine, demo_digest, model
 from tests.support.service import ADAPTERS
-from tests.support.tenants import KeysFile
 from tests.support.waiting import until_it_returns
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-PIRATE, JSON = str(ADAPTERS / "pirate"), str(ADAPTERS / "json")
-TENANTS: dict[str, dict[str, Any]] = {
-    "acme": {"models": ["m"], "adapters": ["m:shared", "m:lazy-*", "m:lazy"]},
-    "globex": {"models": ["m"], "adapters": []},
-    "every": {"models": ["m"], "adapters": ["m:*"]},
-    "root": {"admin": True},
-}
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def file(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[KeysFile]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(api_keys, "_LOG_COST", 10)
-        yield KeysFile(tmp_path_factory.mktemp("keys") / "keys.yaml", **TENANTS)
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where adapters are looked for."""
-    return tmp_path_factory.mktemp("adapters")
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def service(file: KeysFile, place: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[InProcess]:
-    directory = tmp_path_factory.mktemp("gateway")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(adapter_shelf, "KEEP_GONE_S", 0.0)
-        async for running in gateway_with(directory, file, place):
-            yield running
-
-
-async def gateway_with(directory: Path, file: KeysFile, place: Path) -> AsyncIterator[InProcess]:
-    specs = model("m", lora=True), model("team/other", lora=True), model("plain")
-    async with gateway_of(directory, *specs, keys_file=file.path, lora_source=str(place)) as running:
-        running.directory = directory  # type: ignore[attr-defined]
-        yield running
-
-
-class Admin:
-    """An administrator's client, and tenants' questions."""
-
-    def __init__(self, service: InProcess, file: KeysFile) -> None:
-        self.service = service
-        self.file = file
-
-    async def __call__(self, method: str, path: str, key: str = "root", **options: Any) -> httpx.Response:
-        headers = {"Authorization": f"Bearer {self.file.keys[key]}"}
-        return await self.service.client.request(method, path, headers=headers, **options)
-
-    async def put(self, name: str, source: str, owner: str | None = None, model_id: str = "m") -> httpx.Response:
-        body = {"source": source} | ({} if owner is None else {"owner": owner})
-        return await self("PUT", f"/admin/adapters/{model_id}/{name}", json=body)
-
-    async def delete(self, name: str, owner: str | None = None, model_id: str = "m") -> httpx.Response:
-        params = {} if owner is None else {"owner": owner}
-        return await self("DELETE", f"/admin/adapters/{model_id}/{name}", params=params)
-
-    async def listed(self) -> dict[str, Any]:
-        answer = (await self("GET", "/admin/adapters")).json()["adapters"]
-        return {f"{each['owner'] or ''}/{each['id']}": each for each in answer if each["model"] == "m"}
-
-    async def ask(self, name: str, key: str = "root", **changes: Any) -> httpx.Response:
-        body = {"model": name, "prompt": "one two", "max_tokens": 3} | changes
-        return await self("POST", "/v1/completions", key, json=body)
-
-    async def asked(self, name: str, key: str = "root") -> dict[str, Any] | None:
-        """What reaches a replica: the adapter that a name stands for."""
-        answer = await self.ask(name, key)
-        assert answer.status_code == 200, answer.text
-        assert answer.json()["model"] == name.rpartition(":")[2].rpartition("/")[2]
-        return self.service.asked("m")[-1]["adapter"]
-
-
-@pytest.fixture
-def admin(service: InProcess, file: KeysFile) -> Admin:
-    return Admin(service, file)
-
-
-@pytest_asyncio.fixture(autouse=True, loop_scope="module")
-async def empty(service: InProcess, admin: Admin, place: Path) -> AsyncIterator[None]:
-    """Each test ends without adapters, in the list, in engines, and on the disk."""
-    yield
-    for each in (await admin("GET", "/admin/adapters")).json()["adapters"]:
-        await admin.delete(each["id"], each["owner"], each["model"])
-    await until_it_returns(lambda: resident(service), [])
-    await until_it_returns(lambda: on_disk(service), set())
-    shutil.rmtree(place)
-    await asyncio.to_thread(place.mkdir)
-
-
-async def resident(service: InProcess) -> list[str]:
-    names = await service.pool.target.adapters({})
-    return sorted(name for of_model in names.values() for name in of_model)
-
-
-async def on_disk(service: InProcess) -> set[str]:
-    return service.gateway._gateway.adapters._files.digests()
 
 
 async def test_one_is_registered_asked_and_removed(admin: Admin, service: InProcess) -> None:
@@ -306,65 +202,6 @@ async def test_models_with_slashes_in_their_ids_have_adapters_too(admin: Admin) 
     assert (await admin.delete("a", model_id="team/other")).status_code == 200
 
 
-async def test_one_is_found_when_it_is_first_asked_for(
-    admin: Admin, place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(adapter_finder, "NEGATIVE_S", 0.0)
-    assert (await admin.ask("m:lazy", "acme")).status_code == 404
-    shutil.copytree(PIRATE, place / "lazy")
-    answers = await asyncio.gather(*(admin.ask("m:lazy", "acme") for _ in range(20)))
-    assert {answer.status_code for answer in answers} == {200}
-    assert (await admin.listed())["/lazy"]["source"] == str(place / "lazy")
-    with pytest.raises(KeyError):
-        (await admin.listed())["acme/lazy"]
-    # Bare, it is looked for on every model.
-    shutil.copytree(PIRATE, place / "bare")
-    assert (await admin.ask("bare")).status_code == 400, "it is there for both"
-    assert (await admin.ask("m:bare")).status_code == 200
-    # What was removed is not found again, until somebody registers it.
-    await admin.delete("lazy")
-    assert (await admin.ask("m:lazy", "acme")).status_code == 404
-    await admin.put("lazy", str(place / "lazy"))
-    assert (await admin.ask("lazy", "acme")).status_code == 200
-
-
-async def test_what_is_there_and_not_theirs_is_not_looked_for(
-    admin: Admin, service: InProcess, place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shutil.copytree(PIRATE, place / "secret")
-    looked: list[str] = []
-    files = service.gateway._gateway.adapters._files
-    monkeypatch.setattr(files, "is_there", lambda source: looked.append(source) or False)
-    for name in ("secret", "m:secret", "team/other:secret", "plain:secret"):
-        missing, refused = await admin.ask("nobody", "globex"), await admin.ask(name, "globex")
-        assert refused.text == missing.text.replace("nobody", name)
-        assert await admin.ask(name, "acme")
-    assert looked == []
-    assert (await admin.ask("m:secret", "every")).status_code == 404
-    assert looked == [str(place / "secret")]
-
-
-async def test_a_storm_of_unknown_names_is_cheap(
-    admin: Admin, service: InProcess, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    looked: list[str] = []
-    files = service.gateway._gateway.adapters._files
-    monkeypatch.setattr(files, "is_there", lambda source: looked.append(source) or False)
-    answers = await asyncio.gather(*(admin.ask(f"m:storm{index % 5}", "every") for index in range(200)))
-    assert {answer.status_code for answer in answers} == {404}
-    assert sorted(path.rpartition("/")[2] for path in looked) == [f"storm{index}" for index in range(5)]
-
-
-async def test_one_that_is_found_and_cannot_be_used_says_so_and_not_where_it_is(admin: Admin, place: Path) -> None:
-    write_adapter(place / "broken", tensors_of())
-    for _ in range(2):
-        answer = await admin.ask("m:broken", "every")
-        assert (answer.status_code, error_of(answer)["param"]) == (400, "model")
-        assert "made for another base" in answer.text
-        assert str(place) not in answer.text
-    assert (await admin.listed())["/broken"]["state"] == "failed"
-
-
 async def test_changes_outlive_the_owner_of_the_list(admin: Admin, service: InProcess) -> None:
     await admin.put("kept", PIRATE, "acme")
     specs = [model("m", lora=True)]
@@ -372,42 +209,6 @@ async def test_changes_outlive_the_owner_of_the_list(admin: Admin, service: InPr
     again = await Catalogue([Entry(spec, {}, "default", {}) for spec in specs], directory).entries(None)
     assert again is not None
     assert [(spec.id, spec.owner) for spec in again[1][0].spec.adapters] == [("kept", "acme")]
-
-
-async def test_from_s3(file: KeysFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    monkeypatch.setattr(adapter_finder, "NEGATIVE_S", 0.0)
-    with serve_s3() as s3:
-        upload(s3, "adapters/m/lazy", PIRATE)
-        options = {"lora_source": "s3://adapters/m/", "s3_endpoint_url": s3.url}
-        async with gateway_of(tmp_path, model("m", lora=True), keys_file=file.path, **options) as running:
-            admin = Admin(running, file)
-            assert (await admin.ask("m:lazy", "acme")).status_code == 200
-            assert (await admin.ask("m:lazy-2", "every")).status_code == 404
-            upload(s3, "elsewhere/json", JSON)
-            answer = await admin.put("named", "s3://elsewhere/json")
-            assert (answer.json()["source"], answer.json()["digest"]) == ("s3://elsewhere/json", demo_digest("json"))
-            # Each node fetches for itself.
-            assert AdapterFilesOf(running).forget(demo_digest("json"))
-            assert (await admin.listed())["/named"]["state"] == "unknown"
-            assert (await admin.asked("named")) is not None
-
-
-def upload(s3: S3Server, key: str, directory: str) -> None:
-    for path in Path(directory).iterdir():
-        s3.objects[f"{key}/{path.name}"] = path.read_bytes()
-
-
-class AdapterFilesOf:
-    """A gateway's node, whose copies can be lost."""
-
-    def __init__(self, service: InProcess) -> None:
-        self._files = service.gateway._gateway.adapters._files
-
-    def forget(self, digest: str) -> bool:
-        return self._files.remove(digest)
 
 
 async def test_one_that_cannot_be_listed_leaves_nothing(

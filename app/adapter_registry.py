@@ -61,7 +61,7 @@ class _Attempt:
     reason: str | None = None
 
 
-class AdapterDesk:
+class AdapterRegistry:
     """One gateway's; one event loop."""
 
     def __init__(  # noqa: PLR0913 - what it is wired to
@@ -221,12 +221,14 @@ class AdapterDesk:
             self._note(key, _Attempt(source, str(refusal)))
             raise refusal from error
         except BaseException:
+            # Cancelled too: it must not be shown as under way.
             self._attempts.pop(key, None)
             raise
         self._attempts.pop(key, None)
         try:
             await self._change("put_adapter", model_id, model_id, spec, discovered)
         except BaseException:
+            # Cancelled too: a copy that no list knows would stay until the next sweep.
             await self._drop(spec.digest)
             raise
         await asyncio.to_thread(self._files.sweep, await self._digests())
@@ -261,7 +263,7 @@ class AdapterDesk:
             self._attempts.popitem(last=False)
 
     def __repr__(self) -> str:
-        return f"<AdapterDesk {len(self._attempts)} attempts, {self._finder!r}>"
+        return f"<AdapterRegistry {len(self._attempts)} attempts, {self._finder!r}>"
 
 
 def _listed(entry: Entry, key: AdapterKey) -> AdapterSpec | None:

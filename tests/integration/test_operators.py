@@ -1,0 +1,120 @@
+"""What operators see of a real service: a scrape under load, and what was logged, through Serve and Ray."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from app.dashboards import DASHBOARDS
+from tests.support.declared_metrics import documented
+from tests.support.prometheus import PROMETHEUS, prometheus
+from tests.support.promql import metrics_in
+from tests.support.service import CHAT_MODEL, Service
+from tests.support.tenants import KeysFile
+from tests.support.waiting import until
+
+ACME, ROOT = "acme", "root"
+# Not for a load that nothing happens to, on one replica without a GPU.
+NOT_BY_LOAD = {
+    "flashserve_stream_resumes_total", "flashserve_stream_moves_total", "flashserve_stream_given_up_total",
+    "flashserve_device_transfers_total", "flashserve_prewarms_total", "flashserve_adapter_unloads_total",
+    "flashserve_promotions_failed_total", "flashserve_evictions_total", "flashserve_scaling_replicas",
+    "flashserve_plan_age_seconds", "flashserve_forecast_requests_per_second", "flashserve_forecast_error",
+}  # fmt: skip
+RAYS_LABELS = {"Component", "NodeAddress", "SessionName", "Version", "WorkerId", "JobId", "le"}
+TELEMETRYS_LABELS = {"otel_scope_name", "otel_scope_version", "otel_scope_schema_url"}
+_SERIES = re.compile(r"^ray_(flashserve_\w+?)(?:_bucket|_sum|_count)?\{(.*?)\} ", re.MULTILINE)
+
+
+class Operators:
+    def __init__(self, service: Service, file: KeysFile) -> None:
+        self.service = service
+        self._file = file
+
+    def ask(self, method: str, path: str, key: str, request_id: str | None = None, **body: Any) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {self._file.keys.get(key, key)}"}
+        if request_id is not None:
+            headers["X-Request-Id"] = request_id
+        json = body or None
+        return httpx.request(method, f"{self.service.url}{path}", headers=headers, json=json, timeout=60)
+
+    def key(self, tenant: str) -> str:
+        return self._file.keys[tenant]
+
+    def logged(self, request_id: str) -> list[str]:
+        """The lines of Serve's logs that are about a request."""
+        logs = Path(self.service.ray_process.cwd(), "session_latest", "logs", "serve")
+        texts = (path.read_text(errors="replace") for path in logs.glob("replica_*Gateway*.log"))
+        return [line for text in texts for line in text.splitlines() if f"request_id={request_id} " in line]
+
+
+@pytest.fixture
+def operators(guarded: Service, keys_file: KeysFile) -> Operators:
+    return Operators(guarded, keys_file)
+
+
+def chat(**more: Any) -> dict[str, Any]:
+    return {"model": "pirate", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4} | more
+
+
+def test_a_scrape_has_every_metric_that_is_documented_and_no_other(operators: Operators) -> None:
+    assert operators.ask("POST", "/admin/sleep", ROOT, model=CHAT_MODEL).status_code == 200
+    assert operators.ask("POST", "/v1/chat/completions", ACME, **chat(stream=True)).status_code == 200
+    assert operators.ask("POST", "/v1/chat/completions", "nobody's", **chat()).status_code == 401
+    labels = {metric.name: metric.labels for metric in documented()}
+
+    def scraped() -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for series, told in _SERIES.findall(operators.ask("GET", "/metrics", ROOT).text):
+            found.setdefault(series, set()).update(re.findall(r'(\w+)="', told))
+        return found
+
+    wanted = labels.keys() - NOT_BY_LOAD
+    try:
+        until(lambda: wanted <= scraped().keys(), 60)
+    except AssertionError:
+        assert wanted - scraped().keys() == set()
+    found = scraped()
+    assert found.keys() <= labels.keys()
+    others = RAYS_LABELS | TELEMETRYS_LABELS
+    assert {name: told - others for name, told in found.items()} == {name: set(labels[name]) for name in found}
+    assert "NodeAddress" in found["flashserve_tier_used_bytes"], "dashboards and alerts go by it"
+
+
+@pytest.mark.skipif(PROMETHEUS is None, reason="there is no Prometheus; the variable PROMETHEUS may name one")
+def test_no_panel_is_empty_in_a_real_prometheus(operators: Operators, tmp_path: Path) -> None:
+    for _ in range(2):
+        assert operators.ask("POST", "/v1/chat/completions", ACME, **chat()).status_code == 200
+    by_load = {f"ray_{metric.name}" for metric in documented() if metric.name not in NOT_BY_LOAD}
+    empty: list[str] = []
+    with prometheus(tmp_path, operators.service.url, operators.key(ROOT)) as scraped:
+        for dashboard in DASHBOARDS:
+            for panel in dashboard.panels:
+                for query, _ in panel.queries:
+                    expression = query.replace("$__rate_interval", "1m").replace("$model", ".*")
+                    found = scraped.ask(expression)
+                    if not found and metrics_in(query) <= by_load:
+                        empty.append(f"{dashboard.title}, {panel.title}: {expression}")
+    assert empty == []
+
+
+def test_an_answer_says_which_request_it_is_for_and_so_does_the_log(operators: Operators) -> None:
+    for request_id, key, body, status in (
+        ("of-an-answer", ACME, chat(), 200),
+        ("of-a-stream", ACME, chat(stream=True), 200),
+        ("of-an-error", ACME, chat(max_tokens=-1), 400),
+        ("of-nobody", "nobody's", chat(), 401),
+    ):
+        answer = operators.ask("POST", "/v1/chat/completions", key, request_id, **body)
+        assert (answer.status_code, answer.headers.get_list("x-request-id")) == (status, [request_id])
+        (line,) = until(lambda request_id=request_id: operators.logged(request_id), 10)  # type: ignore[misc]
+        assert "operation=chat " in line
+        assert f"status={status} " in line
+        assert ("tenant=acme " in line) == (key == ACME)
+    made = operators.ask("POST", "/v1/chat/completions", ACME, **chat()).headers.get_list("x-request-id")
+    assert len(made) == 1
+    assert until(lambda: operators.logged(made[0]), 10)
+    (other,) = operators.ask("GET", "/nowhere", ROOT).headers.get_list("x-request-id")
+    assert other
