@@ -3,8 +3,10 @@ from typing import Any
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling
+from xdist.workermanage import WorkerController
 
 INTEGRATION = "tests/integration/"
+UNIT = "tests/unit/"
 # With clusters of their own.
 BY_THEMSELVES = {f"{INTEGRATION}test_{name}.py" for name in ("launch", "nodes", "scaling_live", "tiers")}
 
@@ -21,11 +23,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class _SharedServicesTogether(LoadScopeScheduling):
-    """Of two processes one begins with the integration tests that share services; all else goes file by file."""
+    """Of two processes one begins with the integration tests that share services; all else goes file by file.
+
+    Unit tests come last: many small files, with which both processes end at about the same time.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.split("::", maxsplit=1)[0]
         return INTEGRATION if file.startswith(INTEGRATION) and file not in BY_THEMSELVES else file
+
+    def _assign_work_unit(self, node: WorkerController) -> None:
+        first = next((scope for scope in self.workqueue if not scope.startswith(UNIT)), None)
+        if first is not None:
+            self.workqueue.move_to_end(first, last=False)
+        super()._assign_work_unit(node)
 
 
 @pytest.hookimpl(optionalhook=True)
