@@ -68,6 +68,36 @@ class Resident:
         held_bytes = {"awake": self.life.awake_bytes, "asleep": self.life.asleep_bytes}.get(self.life.state, 0)
         watch.seen(self.spec.id, self.life.state, len(self.waiting), held_bytes)
 
+    def queue(self) -> asyncio.Future[Engine]:
+        """Let one more wait for the engine: on the ticket that this returns."""
+        ticket: asyncio.Future[Engine] = asyncio.get_running_loop().create_future()
+        self.waiting[ticket] = time.monotonic()
+        self.is_dismissed = False
+        return ticket
+
+    async def wait_for(self, ticket: asyncio.Future[Engine], max_wait_s: float | None) -> Engine:
+        """Return the engine when it is given, at most ``max_wait_s`` from now unless that is None.
+
+        Raises:
+            EngineUnavailableError: it was not, or who waits was turned away.
+        """
+        try:
+            async with asyncio.timeout(max_wait_s):
+                return await ticket
+        except TimeoutError:
+            if ticket.done() and not ticket.cancelled():
+                # Given at the same moment.
+                return ticket.result()
+            # Not the reason: it may name a model that others have asked for.
+            reason = f"it was not awake within {max_wait_s:g} s ({self.life.state})"
+            raise EngineUnavailableError(self.spec.id, reason) from None
+        except asyncio.CancelledError:
+            if ticket.done() and not ticket.cancelled() and ticket.exception() is None:
+                self.running -= 1
+            raise
+        finally:
+            self.waiting.pop(ticket, None)
+
     def let_in(self, engine: Engine) -> None:
         """Give the engine to everybody who waits for it."""
         for ticket in self.waiting:
@@ -85,13 +115,27 @@ class Resident:
                 ticket.set_exception(error)
         self.waiting.clear()
 
-    def ended(self, keep_awake_s: float | None, now_s: float) -> None:
+    def take_served(self) -> tuple[int, float] | None:
+        """Return how many requests have ended since this was asked, and how long one took on the mean."""
+        count, served_s = self.served, self.served_s
+        self.served, self.served_s = 0, 0.0
+        return (count, served_s / count) if count else None
+
+    def began(self, tenant: str, watch: Unwatched) -> None:
+        """Take note that a request of the tenant, which ``let_in`` has counted, has begun."""
+        self.tenants[tenant] += 1
+        self.settle(watch)
+
+    def ended(self, tenant: str, keep_awake_s: float | None, watch: Unwatched) -> None:
         """Count a request's end; ``keep_awake_s`` is how long it wants its model kept awake, None for no wish."""
+        now_s = time.monotonic()
+        self.tenants[tenant] -= 1
         self.running -= 1
         self.last_used_s = now_s
         self.keep_awake_s = keep_awake_s
         if keep_awake_s is not None:
             self.keep_awake_until_s = max(self.keep_awake_until_s or 0.0, now_s + keep_awake_s)
+        self.settle(watch)
 
     def view(self, expected: Expectation | None, now_s: float, *, draining: bool) -> EngineView:
         """Return it as the decision sees it; who asked for it goes before what is ``expected``."""

@@ -137,14 +137,8 @@ class Residents:
 
     def take_served(self) -> dict[str, tuple[int, float]]:
         """Return by model how many requests have ended since this was asked, and how long one took on the mean."""
-        found = {
-            model_id: (each.served, each.served_s / each.served)
-            for model_id, each in self._residents.items()
-            if each.served
-        }
-        for model_id in found:
-            self._residents[model_id].served, self._residents[model_id].served_s = 0, 0.0
-        return found
+        found = {model_id: resident.take_served() for model_id, resident in self._residents.items()}
+        return {model_id: served for model_id, served in found.items() if served is not None}
 
     @asynccontextmanager
     async def use(
@@ -166,15 +160,12 @@ class Residents:
         resident = self._known(model_id)
         state, begin_s = resident.life.state, time.monotonic()
         engine = await self._admitted(resident, self._max_wait_s if max_wait_s == DEFAULT_WAIT else max_wait_s)
-        self.watch.held(model_id, state, time.monotonic() - begin_s)
-        resident.tenants[tenant] += 1
-        resident.settle(self.watch)
         try:
+            resident.began(tenant, self.watch)
+            self.watch.held(model_id, state, time.monotonic() - begin_s)
             yield engine
         finally:
-            resident.tenants[tenant] -= 1
-            resident.ended(keep_awake_s, time.monotonic())
-            resident.settle(self.watch)
+            resident.ended(tenant, keep_awake_s, self.watch)
             self.changed.set()
             self._kicked.set()
 
@@ -283,26 +274,12 @@ class Residents:
         if resident.life.state == "stopped":
             raise EngineUnavailableError(resident.spec.id, "the replica is stopping")
         self.prewarms.asked(resident.spec.id, awake=resident.life.engine is not None)
-        ticket: asyncio.Future[Engine] = asyncio.get_running_loop().create_future()
-        resident.waiting[ticket] = time.monotonic()
-        resident.is_dismissed = False
+        ticket = resident.queue()
         self.changed.set()
         self._admit(resident)
         if not ticket.done():
             self._kicked.set()
-        try:
-            async with asyncio.timeout(max_wait_s):
-                return await ticket
-        except TimeoutError:
-            # Not the reason: it may name a model that others have asked for.
-            reason = f"it was not awake within {max_wait_s:g} s ({resident.life.state})"
-            raise EngineUnavailableError(resident.spec.id, reason) from None
-        except asyncio.CancelledError:
-            if ticket.done() and not ticket.cancelled() and ticket.exception() is None:
-                resident.running -= 1
-            raise
-        finally:
-            resident.waiting.pop(ticket, None)
+        return await resident.wait_for(ticket, max_wait_s)
 
     def _admit(self, resident: Resident) -> None:
         """Let everybody in who waits for a model that is awake."""

@@ -9,7 +9,9 @@ import pytest
 from deployments import lifecycle, residents
 from deployments.errors import EngineUnavailableError, UnknownModelError
 from deployments.fake_engine import FakeEngine
+from deployments.lifecycle import EngineLifecycle
 from deployments.residency import Limits
+from deployments.resident import Resident
 from deployments.residents import Residents
 from tests.support.gated_engines import ONE_AWAKE, Setup, spec
 
@@ -58,6 +60,20 @@ async def test_however_many_wait_it_wakes_once_and_serves_all(setup: Setup) -> N
     assert engine.wakes == 1
     described = made.describe()["a"]
     assert (described["requests"], described["waiting"], described["wakes"]) == (0, 0, 1)
+
+
+async def test_who_is_given_the_engine_as_the_time_is_over_has_it() -> None:
+    """Or it would be counted as running for good."""
+    engine = FakeEngine(spec("a"))
+    resident = Resident(spec("a"), EngineLifecycle("a", lambda: engine, lambda: None, lambda _: ""), 0.0)
+    ticket = resident.queue()
+    call = asyncio.ensure_future(resident.wait_for(ticket, 0.0))
+    # It waits now, and the end of its time is the next thing that happens.
+    await asyncio.sleep(0)
+    resident.let_in(engine)
+    assert await call is engine
+    assert resident.running == 1
+    assert not resident.waiting
 
 
 async def test_who_leaves_while_it_wakes_leaves_nothing_behind(setup: Setup) -> None:
