@@ -83,8 +83,16 @@ class EngineLifecycle:
         """How long a wake would take, as ``start_s``; for an engine that can't sleep, a start."""
         return self._wakes.seconds(self._tier()) if self.can_sleep else self.start_s
 
+    @property
+    def snapshot_id(self) -> str:
+        """What it was last started from, or could be; empty while that isn't known."""
+        return self._report()["snapshot_id"]
+
+    def _report(self) -> StartReport:
+        return self._last_report if self._engine is None else self._engine.start_report()
+
     def _tier(self) -> str:
-        report = self._last_report if self._engine is None else self._engine.start_report()
+        report = self._report()
         # Without a snapshot, the next start is as the last.
         return self._tier_of(report["snapshot_id"]) if report["snapshot_id"] else report["found_in"]
 

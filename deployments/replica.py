@@ -16,6 +16,7 @@ from deployments.adapter_leases import AdapterLeases
 from deployments.engine import Engine
 from deployments.errors import EngineDiedError, EngineUnavailableError, FeedError, ReplicaLeavingError
 from deployments.event_log import log_with
+from deployments.expected_rates import RatesTeller
 from deployments.feed import Feeds, GatewayFeed
 from deployments.hosting import HostedModels
 from deployments.news import Newsroom
@@ -277,6 +278,13 @@ class ServedEngineReplica(EngineReplica):
         if forecaster is not None:
             self._residents.prewarms.tell = metrics.prewarmed
             self.follow(f"{forecaster}:{application}", pool, replica_id)
+        self._rates = RatesTeller(self._residents.snapshot_rates, lambda rates: node.expect(replica_id, rates))
+        self._rates.run()
+
+    async def close(self) -> None:
+        """See ``EngineReplica.close``."""
+        self._rates.close()
+        await super().close()
 
     async def __del__(self) -> None:
         await self.close()

@@ -128,6 +128,15 @@ class Residents:
         self._expected = expected
         self._kicked.set()
 
+    def snapshot_rates(self) -> dict[str, float]:
+        """Return by snapshot how many requests a second the plan expects, of models that have one."""
+        rates: dict[str, float] = {}
+        for model_id, expectation in self._expected.items():
+            resident = self._residents.get(model_id)
+            if resident is not None and (snapshot_id := resident.life.snapshot_id):
+                rates[snapshot_id] = rates.get(snapshot_id, 0.0) + expectation.expected_per_s
+        return rates
+
     def served(self, model_id: str, seconds: float) -> None:
         """Take a measurement: a request took so long from when it was admitted."""
         resident = self._residents.get(model_id)

@@ -7,6 +7,7 @@ started again. Does not cover: who creates the actors (``deployments.nodes``), a
 import asyncio
 import logging
 import time
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import ray
@@ -41,7 +42,7 @@ class StoreActor:
         self._config = config
         self._store = SnapshotStore(config, watch=StoreMetrics())
         self._starting = asyncio.get_running_loop().create_task(self._start())
-        self._tending: asyncio.Task[None] | None = None
+        self._loops: list[asyncio.Task[None]] = []
 
     async def acquire(self, snapshot_id: str, source_url: str | None) -> Place:
         """See ``SnapshotStore.acquire``."""
@@ -52,6 +53,10 @@ class StoreActor:
     async def pin(self, snapshot_id: str, tier: TierName | None) -> None:
         """See ``SnapshotStore.pin``."""
         await (await self._started()).pin(snapshot_id, tier)
+
+    async def expect(self, replica_id: str, rates_per_s: dict[str, float]) -> None:
+        """See ``SnapshotStore.expect``."""
+        (await self._started()).expect(replica_id, rates_per_s)
 
     async def remove(self, snapshot_id: str) -> None:
         """See ``SnapshotStore.remove``."""
@@ -75,7 +80,17 @@ class StoreActor:
         # The one before, of this application's last version for instance, may be ending just now.
         await asyncio.to_thread(self._lock.__enter__)
         await self._store.recover()
-        self._tending = asyncio.get_running_loop().create_task(self._tend())
+        loop = asyncio.get_running_loop()
+        self._loops = [loop.create_task(self._tend()), loop.create_task(self._preload())]
+
+    async def _preload(self) -> None:
+        # Beside the tending, because it may copy for long.
+        while True:
+            await asyncio.sleep(_TEND_PERIOD_S)
+            try:
+                await self._store.preload()
+            except StorageError as error:
+                logger.warning("a snapshot was not brought ahead of requests: %s", error)
 
     async def _tend(self) -> None:
         while True:
@@ -113,6 +128,10 @@ class StoreClient:
         if (self.config.dram_dir / snapshot_id).is_dir():
             return "dram"
         return "disk" if (self.config.disk_dir / snapshot_id).is_dir() else "remote"
+
+    async def expect(self, replica_id: str, rates_per_s: Mapping[str, float]) -> None:
+        """Tell the store what a replica expects; see ``SnapshotStore.expect``. Raises StoreUnreachableError."""
+        await self._call("expect", replica_id, dict(rates_per_s))
 
     async def _call(self, method: str, *arguments: Any) -> Any:
         until_s = time.monotonic() + _CALL_DEADLINE_S

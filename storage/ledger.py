@@ -1,6 +1,6 @@
 """What is in which tier of a node: entries, pins, bytes, and the speeds that were measured.
 
-Covers: keeping the books and asking ``cache.make_room`` what they mean. Does not cover: moving bytes (``store``).
+Covers: keeping the books and asking ``cache`` and ``preload`` what they mean. Does not cover: moving bytes (``store``).
 """
 
 import time
@@ -10,14 +10,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from storage.cache import Kept, Room, make_room
+from storage.cache import Kept, Room, make_room, worth_per_byte
+from storage.expected import ExpectedRates
 from storage.lease import HeldLease
 from storage.manifest import Manifest
 from storage.partial import TierName
+from storage.preload import Candidate, choose
 
 # Before anything has been measured; only their order matters.
 _FIRST_BYTES_PER_S = {"remote": 100e6, "disk": 1e9}
 _SMOOTHING = 0.3
+# So many times more waiting than what is held has to be saved by what would take its place: copies cost something too.
+_RELUCTANCE = 1.5
 
 
 @dataclass
@@ -37,6 +41,7 @@ class Ledger:
     def __init__(self, capacity: Mapping[TierName, int], clock: Callable[[], float] = time.time) -> None:
         self.capacity = dict(capacity)
         self.pins: dict[str, TierName] = {}
+        self.expected = ExpectedRates()
         self._clock = clock
         self._entries: dict[TierName, dict[str, Entry]] = {name: {} for name in capacity}
         self._waiting: Counter[str] = Counter()
@@ -92,6 +97,26 @@ class Ledger:
         kept = [self._kept(name, snapshot_id, entry, held) for snapshot_id, entry in self._entries[name].items()]
         return make_room(kept, needed_bytes, self.capacity[name], self._clock())
 
+    def expect(self, replica_id: str, rates_per_s: Mapping[str, float]) -> None:
+        """Take note of how often a replica expects snapshots to be asked for."""
+        self.expected.hear(replica_id, rates_per_s, self._clock())
+
+    def preloads(self, leases: Iterable[HeldLease]) -> tuple[str, ...]:
+        """Return which snapshots on disk are worth being in dram rather than what is there, best first."""
+        held, now_s, dram = list(leases), self._clock(), self._entries["dram"]
+        waiting = {key: entry for key, entry in self._entries["disk"].items() if entry.whole and key not in dram}
+        if not waiting:
+            return ()
+        kept = [self._kept("dram", snapshot_id, entry, held) for snapshot_id, entry in dram.items()]
+        movable = [each for each in kept if not each.leases and not each.pinned]
+        room_bytes = self.capacity["dram"] - sum(each.size_bytes for each in kept)
+        room_bytes += sum(each.size_bytes for each in movable)
+        # As if it were in dram already.
+        wanted = [self._kept("dram", snapshot_id, entry, []) for snapshot_id, entry in waiting.items()]
+        offered = [_candidate(each, now_s, 1.0) for each in movable]
+        offered += [_candidate(each, now_s, 1 / _RELUCTANCE) for each in wanted if self._waiting[each.snapshot_id] == 0]
+        return tuple(name for name in choose(offered, room_bytes) if name in waiting)
+
     def measured(self, origin: str, bytes_per_s: float) -> None:
         """Take note of how fast a copy from ``origin`` was."""
         self._bytes_per_s[origin] += _SMOOTHING * (bytes_per_s - self._bytes_per_s[origin])
@@ -129,6 +154,7 @@ class Ledger:
             since_s=entry.since_s,
             last_used_s=entry.last_used_s,
             saved_s=entry.manifest.size_bytes / self._bytes_per_s[below],
+            rate_per_s=self.expected.per_s(snapshot_id, self._clock()),
         )
 
     def _describe(self, name: TierName, snapshot_id: str, entry: Entry, leases: list[HeldLease]) -> dict[str, Any]:
@@ -146,3 +172,9 @@ class Ledger:
     def __repr__(self) -> str:
         used = ", ".join(f"{name} {self.used_bytes(name)}/{size} bytes" for name, size in self.capacity.items())
         return f"<Ledger {used}>"
+
+
+def _candidate(kept: Kept, now_s: float, share: float) -> Candidate:
+    """Return a snapshot as the knapsack sees it; only ``share`` of what it saves counts."""
+    saved_per_s = worth_per_byte(kept, now_s) * kept.size_bytes
+    return Candidate(kept.snapshot_id, kept.size_bytes, saved_s=share, rate_per_s=saved_per_s)

@@ -8,7 +8,7 @@ Does not cover: being an actor (``actor``), copying itself (``promote``), who us
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -122,6 +122,20 @@ class SnapshotStore:
             if self._ledger.holding(snapshot_id):
                 with self._ledger.waiting_for(snapshot_id):
                     await self._once(snapshot_id, lambda: self._bring(snapshot_id, None))  # noqa: B023 - awaited here
+
+    def expect(self, replica_id: str, rates_per_s: Mapping[str, float]) -> None:
+        """Take what a replica expects: requests a second by snapshot; it is believed for half a minute.
+
+        What is expected goes before past use in what is kept, and is brought to dram ahead by ``preload``.
+        """
+        self._ledger.expect(replica_id, rates_per_s)
+
+    async def preload(self) -> None:
+        """Bring from disk to dram what saves more waiting there than what is there. Raises as ``acquire``."""
+        for snapshot_id in self._ledger.preloads(self._leases()):
+            logger.info("bringing snapshot %s to dram ahead of requests", snapshot_id)
+            with self._ledger.waiting_for(snapshot_id):
+                await self._once(snapshot_id, lambda: self._bring(snapshot_id, None))  # noqa: B023 - awaited here
 
     async def remove(self, snapshot_id: str) -> None:
         """Remove a snapshot from every tier.
