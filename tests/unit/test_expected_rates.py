@@ -8,7 +8,6 @@ import pytest
 from deployments import expected_rates
 from deployments.engine_view import Expectation
 from deployments.expected_rates import RatesTeller
-from deployments.residents import Residents
 from storage.errors import StoreUnreachableError
 from storage.expected import SILENT_S, ExpectedRates
 from tests.support.gated_engines import Setup, spec
