@@ -14,24 +14,24 @@ TENANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def service() -> Iterator[Service]:
-    """The service of the session: real Ray, real vLLM."""
+    """The service that most of these tests share: real Ray, real vLLM."""
     with deployed(demo_args()) as running:
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def client(service: Service) -> OpenAI:
     return OpenAI(base_url=f"{service.url}/v1", api_key="none", max_retries=0)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def keys_file(tmp_path_factory: pytest.TempPathFactory) -> KeysFile:
     return KeysFile(tmp_path_factory.mktemp("keys") / "keys.yaml", **TENANTS)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def guarded(keys_file: KeysFile) -> Iterator[Service]:
     """A second service, by ``serve run``, with API keys, whose plans are of a second's grain and save any waiting."""
     models = [model for model in demo_args()["models"] if model["id"] == CHAT_MODEL]
