@@ -17,7 +17,7 @@ from typing import Any
 
 from deployments.engine import Engine
 from deployments.engine_view import EngineView, Expectation
-from deployments.errors import EngineDiedError, EngineUnavailableError, ReplicaLeavingError, UnknownModelError
+from deployments.errors import EngineDiedError, ReplicaLeavingError, UnknownModelError
 from deployments.lifecycle import RETRY_FAILED_AFTER_S, EngineLifecycle
 from deployments.prewarms import Prewarms
 from deployments.residency import NO_LIMIT_BYTES, Action, Limits, decide
@@ -165,6 +165,7 @@ class Residents:
         Raises:
             UnknownModelError: this replica does not host the model.
             EngineUnavailableError: it failed, does not fit, or did not wake in time.
+            ReplicaLeavingError: everything ends here.
         """
         resident = self._known(model_id)
         state, begin_s = resident.life.state, time.monotonic()
@@ -281,7 +282,7 @@ class Residents:
 
     async def _admitted(self, resident: Resident, max_wait_s: float | None) -> Engine:
         if resident.life.state == "stopped":
-            raise EngineUnavailableError(resident.spec.id, "the replica is stopping")
+            raise ReplicaLeavingError(resident.spec.id, "the replica is stopping")
         self.prewarms.asked(resident.spec.id, awake=resident.life.engine is not None)
         ticket = resident.queue()
         self.changed.set()

@@ -10,7 +10,13 @@ from app.catalogue import Catalogue, Entry
 from app.streams import TokenStreams
 from deployments import lifecycle, residents
 from deployments import replica as replica_module
-from deployments.errors import EngineDiedError, EngineUnavailableError, FeedError, UnknownModelError
+from deployments.errors import (
+    EngineDiedError,
+    EngineUnavailableError,
+    FeedError,
+    ReplicaLeavingError,
+    UnknownModelError,
+)
 from deployments.fake_engine import FakeEngine
 from deployments.replica import EngineReplica
 from deployments.residency import Limits
@@ -168,7 +174,8 @@ async def test_a_stopped_replica_tells_those_who_wait(setup: Setup) -> None:
     replica = setup.replica()
     await replica.supported_tasks("fake")
     await replica.close()
-    with pytest.raises(EngineUnavailableError, match="stopping"):
+    # Which has it asked of another replica.
+    with pytest.raises(ReplicaLeavingError, match="stopping"):
         await replica.generate(generate_request(setup.streams, "a"))
 
 
