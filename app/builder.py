@@ -139,11 +139,12 @@ def _pool(pool: PoolConfig, catalogue: Application, config: AppConfig, storage: 
 
 
 def scaling_of(pool: PoolConfig, autoscaling: AutoscalingConfig | None) -> dict[str, Any]:
-    """Return Serve's options that say how many replicas a pool has."""
+    """Return Serve's options that say how many replicas a pool has, and how many of them a node may have."""
+    spread = {} if pool.max_replicas_per_node is None else {"max_replicas_per_node": pool.max_replicas_per_node}
     if pool.max_replicas <= pool.min_replicas:
-        return {"num_replicas": pool.min_replicas}
+        return {"num_replicas": pool.min_replicas} | spread
     bounds = {"min_replicas": pool.min_replicas, "max_replicas": pool.max_replicas}
-    return {"autoscaling_config": bounds | _policy(pool, autoscaling)}
+    return {"autoscaling_config": bounds | _policy(pool, autoscaling)} | spread
 
 
 def _policy(pool: PoolConfig, autoscaling: AutoscalingConfig | None) -> dict[str, Any]:

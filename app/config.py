@@ -76,6 +76,7 @@ class PoolConfig(_Section):
     accelerator_type: str | None = Field(None, description="Ray's name of a GPU type, such as H100")
     min_replicas: int = Field(1, ge=0)
     max_replicas: int = Field(1, ge=1)
+    max_replicas_per_node: int | None = Field(None, ge=1, description="spreads replicas over nodes; null: no limit")
     models: Literal["*"] | list[str] = Field("*", description="ids of the models it hosts; * for all")
     max_ongoing_requests: int = Field(256, ge=1, description="sequences a replica works on, or holds, at once")
     device_bytes: ByteSize | None = Field(None, description="memory for engines, awake and asleep; null: no limit")

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray import serve
 from ray.serve._private.autoscaling_state import _apply_autoscaling_config, _resolve_policy_callable
 from ray.serve.config import AutoscalingConfig as ServeConfig
 
@@ -73,3 +74,15 @@ def test_without_forecasts_serve_scales_by_its_own_rule() -> None:
     options = scaling_of(PoolConfig(min_replicas=1, max_replicas=3), None)
     assert options == {"autoscaling_config": {"min_replicas": 1, "max_replicas": 3}}
     assert scaling_of(PoolConfig(), AutoscalingConfig()) == {"num_replicas": 1}
+
+
+def test_replicas_can_be_spread_over_nodes() -> None:
+    """Serve takes the option, for a fixed number of replicas and for a scaled one."""
+    for most in (2, 3):
+        options = scaling_of(PoolConfig(min_replicas=2, max_replicas=most, max_replicas_per_node=1), None)
+        made = serve.deployment(Named, **options)
+        assert made.options(name="another")._replica_config.max_replicas_per_node == 1
+
+
+class Named:
+    """Something to deploy."""
