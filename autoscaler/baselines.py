@@ -190,23 +190,28 @@ class HybridHistogram(KeepAlive):
 class Layered(KeepAlive):
     """Layers are kept each for a time of its own: until a request was likely, or keeping has cost what starting does.
 
-    RainbowCake (Yu et al., ASPLOS 2024): a layer's time to live is the lesser of a quantile of the time to the next
-    request, as if they came at random at the rate of the last ``window`` ones, and of the time after which the memory
-    kept has cost as much as the start-up that it saves; when it is over, the next colder layer's begins. ``worth`` is
-    the weight of a second of start-up against a device-second, in the paper's words alpha / (1 - alpha) with its alpha
-    0.996. Written down without the paper at hand, so its constants may be others. Its sharing of layers between
-    functions is left out: series are alone here.
+    RainbowCake (Yu et al., ASPLOS 2024), as its authors published it (IntelliSys-Lab/RainbowCake-ASPLOS24, classes
+    ``ContainerPool``, ``Distribution`` and ``History``): a layer's time to live is a quantile of the time to the next
+    request, as if they came at random at the rate of the last ``window`` ones, at most the time after which what is
+    kept has cost as much as the start-up that it saves, at least ``least_s``; when it is over, the next colder layer's
+    begins. ``worth`` is the weight of a second of start-up against a device-second, in the paper's words
+    alpha / (1 - alpha) with its alpha 0.996. Left out are its sharing of layers between functions, for series are
+    alone here, and its pre-warming, which there adds a container to an idle one.
     """
 
     layers: Sequence[Layer] = ()
     worth: float = 249.0
     quantile: float = 0.8
     window: int = 6
+    least_s: float = 60.0
+    forget_s: float = 24 * 3600.0
     _came_s: deque[float] = field(default_factory=deque)
 
     def asked(self, level: int, at_s: float, idle_since_s: float | None) -> None:  # noqa: ARG002 - the protocol's
         """See ``SeriesPolicy``."""
         if level == 0:
+            while self._came_s and at_s - self._came_s[0] >= self.forget_s:
+                self._came_s.popleft()
             self._came_s.append(at_s)
             if len(self._came_s) > self.window:
                 self._came_s.popleft()
@@ -214,13 +219,14 @@ class Layered(KeepAlive):
 
     def lives_s(self) -> list[float]:
         """Return for how long each layer but the coldest is kept."""
-        span_s = self._came_s[-1] - self._came_s[0] if self._came_s else 0.0
-        gap_s = span_s / (len(self._came_s) - 1) if len(self._came_s) > 1 else math.inf
-        likely_s = -math.log(1.0 - self.quantile) * gap_s
+        # Divided by the requests and not by the times between them, as published.
+        gap_s = (self._came_s[-1] - self._came_s[0]) / len(self._came_s) if self._came_s else 0.0
+        likely_s = -math.log(1.0 - self.quantile) * gap_s if gap_s > 0 else math.inf
         lives = []
         for warmer, colder in itertools.pairwise(self.layers):
             saved_s, kept = colder.ready_s - warmer.ready_s, warmer.device_share - colder.device_share
-            lives.append(min(likely_s, self.worth * saved_s / kept if kept > 0 else math.inf))
+            most_s = self.worth * saved_s / kept if kept > 0 else math.inf
+            lives.append(self.least_s if likely_s < self.least_s else min(likely_s, most_s))
         return lives
 
     def _rests(self) -> tuple[tuple[int, float], ...]:

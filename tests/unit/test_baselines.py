@@ -24,18 +24,24 @@ def layered(worth: float, gap_s: float, requests: int = 6) -> Layered:
 
 
 def test_a_layer_lives_until_a_request_was_likely_or_keeping_it_cost_what_starting_does() -> None:
-    likely_s = -math.log(0.2) * 100.0
+    likely_s = -math.log(0.2) * 100.0 * 5 / 6
     awake_s, asleep_s = layered(10.0, 100.0).lives_s()
     assert awake_s == pytest.approx(10.0 * 0.6 / 0.98)
     assert asleep_s == pytest.approx(likely_s)
     assert layered(1e9, 100.0).lives_s() == pytest.approx([likely_s, likely_s])
 
 
-def test_only_the_last_requests_count_for_what_is_likely() -> None:
+def test_a_layer_lives_for_a_minute_at_least_where_requests_are_near() -> None:
+    assert layered(1e-9, 1.0).lives_s() == [60.0, 60.0]
+
+
+def test_only_the_last_requests_of_a_day_count_for_what_is_likely() -> None:
     policy = layered(1e9, 1000.0)
     for number in range(6):
-        policy.asked(0, 10_000.0 + 5.0 * number, None)
-    assert policy.lives_s()[0] == pytest.approx(-math.log(0.2) * 5.0)
+        policy.asked(0, 10_000.0 + 60.0 * number, None)
+    assert policy.lives_s()[0] == pytest.approx(-math.log(0.2) * 60.0 * 5 / 6)
+    policy.asked(0, 10_000.0 + 86_400.0 + 300.0, None)
+    assert policy.lives_s()[0] == pytest.approx(1e9 * 0.6 / 0.98), "of a day ago nothing is known"
 
 
 def test_layers_are_left_one_after_the_other() -> None:
