@@ -202,7 +202,7 @@ async def test_wrong_bytes_are_noticed_and_their_giver_is_not_asked_again(
     await store.verify(manifest.id)
     assert nodes.watches["c"].failures == ["wrong"]
     assert 1 <= len(lied) <= POLICY.limits.per_peer, "no more than what was on its way already"
-    assert not source.reads, "the other peer gave it instead"
+    assert source.reads.total() <= POLICY.limits.per_peer, "the other peer gave the rest"
 
 
 async def test_a_peer_that_hangs_is_left_after_a_while(nodes: Nodes, manifest: Manifest, published: Path) -> None:
