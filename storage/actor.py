@@ -59,9 +59,8 @@ class StoreActor:
     async def acquire(self, snapshot_id: str, source_url: str | None) -> Place:
         """See ``SnapshotStore.acquire``."""
         store = await self._started()
-        return await store.acquire(
-            snapshot_id, await asyncio.to_thread(self.source, source_url) if source_url else None
-        )
+        source = await asyncio.to_thread(self.source, source_url) if source_url else None
+        return await store.acquire(snapshot_id, source)
 
     async def pin(self, snapshot_id: str, tier: TierName | None) -> None:
         """See ``SnapshotStore.pin``."""

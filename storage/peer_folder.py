@@ -86,7 +86,8 @@ class PeerFolder:
         self._loop = asyncio.get_running_loop()
         self._news = asyncio.Event()
         self._peers: dict[str, Peer] = {}
-        self._watching: dict[str, asyncio.Task[None]] = {}
+        self._following: dict[str, asyncio.Task[None]] = {}
+        self._first_answers: dict[str, asyncio.Future[None]] = {}
 
     async def meet(self) -> None:
         """Ask all peers how far they are; return when they have answered, one has it whole, or it takes too long."""
@@ -100,7 +101,7 @@ class PeerFolder:
         """Follow a peer that asked, for it fills the snapshot too."""
         with self._changed:
             is_lost = self._board.is_lost(peer_id)
-        if peer_id not in self._watching and not is_lost:
+        if not is_lost:
             self._follow(self._neighbours.peer(peer_id))
 
     async def progress(self, after: int) -> Progress:
@@ -121,7 +122,7 @@ class PeerFolder:
 
     async def close(self) -> None:
         """Stop asking peers."""
-        tasks = list(self._watching.values())
+        tasks = list(self._following.values())
         for task in tasks:
             task.cancel()
         if tasks:
@@ -249,11 +250,12 @@ class PeerFolder:
 
     def _follow(self, peer: Peer) -> "asyncio.Future[None]":
         """Ask a peer from now on; the future ends with its first answer, whatever that is."""
-        first = self._loop.create_future()
+        if peer.id in self._following:
+            return self._first_answers[peer.id]
+        first = self._first_answers[peer.id] = self._loop.create_future()
         self._peers[peer.id] = peer
-        task = self._loop.create_task(self._ask_again(peer, first))
-        self._watching[peer.id] = task
-        task.add_done_callback(lambda _: self._watching.pop(peer.id, None))
+        task = self._following[peer.id] = self._loop.create_task(self._ask_again(peer, first))
+        task.add_done_callback(lambda _: self._following.pop(peer.id))
         return first
 
     async def _ask_again(self, peer: Peer, first: "asyncio.Future[None]") -> None:

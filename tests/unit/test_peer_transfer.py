@@ -25,7 +25,7 @@ from storage.store_watch import Unwatched
 
 CHUNKS, CHUNK_BYTES = 24, 1000
 POLICY = PeerPolicy(
-    limits=Limits(patience_s=5.0), block_bytes=400, answer_s=0.5, read_s=0.5, tick_s=0.2, between_s=0.001
+    limits=Limits(patience_s=5.0), block_bytes=400, answer_s=5.0, read_s=5.0, tick_s=0.2, between_s=0.001
 )
 
 
@@ -103,7 +103,7 @@ async def whole(nodes: Nodes, name: str, manifest: Manifest, published: Path) ->
 
 
 async def test_a_group_reads_the_source_about_once(nodes: Nodes, manifest: Manifest, published: Path) -> None:
-    source = Counting(published, seconds=0.02)
+    source = Counting(published, seconds=0.05)
     stores = [await nodes.add(f"n{number}") for number in range(6)]
     await asyncio.gather(*(store.acquire(manifest.id, source) for store in stores))
     for store in stores:
@@ -205,10 +205,13 @@ async def test_wrong_bytes_are_noticed_and_their_giver_is_not_asked_again(
     assert source.reads.total() <= POLICY.limits.per_peer, "the other peer gave the rest"
 
 
+IMPATIENT = replace(POLICY, answer_s=0.5, read_s=0.5)
+
+
 async def test_a_peer_that_hangs_is_left_after_a_while(nodes: Nodes, manifest: Manifest, published: Path) -> None:
     await whole(nodes, "a", manifest, published)
     nodes.town.faults["a"] = hang
-    source, store = Counting(published), await nodes.add("b")
+    source, store = Counting(published), await nodes.add("b", peer=IMPATIENT)
     acquiring = asyncio.create_task(store.acquire(manifest.id, source))
     await until(lambda: nodes.town.under_way["a", "b"] == POLICY.limits.per_peer)
     # It answers others meanwhile.
@@ -219,7 +222,7 @@ async def test_a_peer_that_hangs_is_left_after_a_while(nodes: Nodes, manifest: M
     assert not told.have
     begin_s = time.monotonic()
     await acquiring
-    assert time.monotonic() - begin_s < 10 * POLICY.read_s
+    assert time.monotonic() - begin_s < 10 * IMPATIENT.read_s
     await store.verify(manifest.id)
     assert nodes.watches["b"].failures == ["slow"]
     assert source.reads.total() == CHUNKS
@@ -232,10 +235,10 @@ async def test_a_peer_that_never_says_what_it_has_costs_its_time_to_answer(
     silent = await whole(nodes, "a", manifest, published)
     assert silent.exchange is not None
     silent.exchange.progress = lambda *_: asyncio.Event().wait()  # type: ignore[assignment,method-assign,return-value]
-    source, store = Counting(published), await nodes.add("b")
+    source, store = Counting(published), await nodes.add("b", peer=IMPATIENT)
     begin_s = time.monotonic()
     await store.acquire(manifest.id, source)
-    assert POLICY.answer_s <= time.monotonic() - begin_s < 10 * POLICY.answer_s
+    assert IMPATIENT.answer_s <= time.monotonic() - begin_s < 10 * IMPATIENT.answer_s
     assert source.reads.total() == CHUNKS
     with pytest.raises(SnapshotMissingError):
         await store.acquire("0" * 64)
