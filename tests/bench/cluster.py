@@ -143,7 +143,7 @@ def cluster(count: int) -> Iterator[list[str]]:
         cloudpickle.register_pickle_by_value(sys.modules[name])
     ray.init(address=made.address, namespace=NAMESPACE, log_to_driver=False)
     try:
-        yield [node.node_id for node in made.list_all_nodes]
+        yield [node["NodeID"] for node in ray.nodes()]
     finally:
         ray.shutdown()
         made.shutdown()

@@ -9,6 +9,7 @@ import pytest
 import ray
 from ray import cloudpickle
 from ray.cluster_utils import Cluster
+from ray.util import list_named_actors
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from s3_server import S3Server, serve_s3
 from snapshot_samples import make_snapshot_of_files
@@ -20,6 +21,7 @@ from storage.snapshot import verify
 from storage.store import StoreConfig
 from tests.support import faulty_store
 from tests.support.service import free_port
+from tests.support.waiting import until
 
 APPLICATION = "peers-test"
 JOINERS = 4
@@ -38,8 +40,8 @@ def s3() -> Iterator[S3Server]:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    """A head and as many nodes as join; workers find the credentials in their environment."""
+def nodes() -> Iterator[list[str]]:
+    """The ids of a head and of nodes that join it; workers find the credentials in their environment."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
             patch.setenv(name, "any")
@@ -51,7 +53,7 @@ def cluster() -> Iterator[Cluster]:
         made.wait_for_nodes()
         cloudpickle.register_pickle_by_value(sys.modules[faulty_store.__name__])
         ray.init(address=made.address, namespace=NAMESPACE, log_to_driver=False)
-        yield made
+        yield [node["NodeID"] for node in ray.nodes()]
         ray.shutdown()
         cloudpickle.unregister_pickle_by_value(sys.modules[faulty_store.__name__])
         made.shutdown()
@@ -68,28 +70,31 @@ def manifest(s3: S3Server, tmp_path: Path) -> Manifest:
 
 
 @pytest.fixture
-def start_store(cluster: Cluster, s3: S3Server, tmp_path: Path) -> Iterator[StartStore]:
+def start_store(nodes: list[str], s3: S3Server, tmp_path: Path) -> Iterator[StartStore]:
     """Starts the store of the node with this number; its directories are its own, as on machines of their own."""
-    started: list[Any] = []
+    started: dict[str, Any] = {}
 
     def start(number: int, *fault: Any) -> tuple[Any, Path]:
-        node_id = cluster.list_all_nodes[number].node_id
+        node_id = nodes[number]
         root = tmp_path / f"node-{number}"
         policy = PeerPolicy(read_s=1.0)
         config = StoreConfig(root / "dram", 64 << 20, root / "disk", 0, s3_endpoint_url=s3.url, peer=policy)
+        name = store_name(APPLICATION, node_id)
         actor = ray.remote(faulty_store.FaultyStore).options(
-            name=store_name(APPLICATION, node_id),
+            name=name,
             namespace=NAMESPACE,
             num_cpus=0,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
         )
-        started.append(actor.remote(config, *fault))
-        ray.get(started[-1].describe.remote())
-        return started[-1], root / "dram"
+        started[name] = actor.remote(config, *fault)
+        ray.get(started[name].describe.remote())
+        return started[name], root / "dram"
 
     yield start
-    for actor in started:
+    for actor in started.values():
         ray.kill(actor)
+    # The next test's have the same names.
+    until(lambda: not {each["name"] for each in list_named_actors(all_namespaces=True)} & started.keys())
 
 
 def test_a_group_reads_s3_about_once_and_who_joins_reads_none(
