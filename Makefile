@@ -8,7 +8,7 @@ TORCH := $(shell grep '^torch==' requirements.lock 2>/dev/null)
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 SOURCES := app deployments autoscaler storage tests
 
-.PHONY: help setup models serve serve-s3 test check format lock clean bench-throughput bench-coldstart bench-many-models bench-storage bench-storage-gpu bench-migration bench-partings bench-forecast bench-autoscale bench-tenants bench-cluster-decisions stress stress-sleep
+.PHONY: help setup models serve serve-s3 test check format lock clean bench-throughput bench-coldstart bench-many-models bench-storage bench-storage-gpu bench-migration bench-partings bench-forecast bench-autoscale bench-tenants bench-cluster bench-cluster-decisions stress stress-sleep
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -68,6 +68,9 @@ bench-tenants: models ## what a tenant feels of another that floods the service 
 
 bench-partings: models ## how often resumed answers part from undisturbed ones in bfloat16 (a few minutes)
 	$(BIN)/python tests/bench/partings.py
+
+bench-cluster: setup ## how long groups of nodes take to have a snapshot, from S3 and from each other (about twenty minutes)
+	$(BIN)/python tests/bench/cluster.py
 
 bench-cluster-decisions: setup ## what choices, plans and replays cost as a cluster grows, FULL=--full for a day of 2,000 models
 	$(BIN)/python tests/bench/cluster_decisions.py $(FULL)

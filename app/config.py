@@ -126,6 +126,7 @@ class StorageConfig(_Section):
     disk_bytes: ByteSize = Field(ByteSize(20 * 1024**3), ge=0, description="disk for snapshots")
     disk_dir: Path = Field(Path(".flashserve/snapshots"), description="directory of the disk tier")
     dram_dir: Path | None = Field(None, description="directory of the dram tier; default: one in /dev/shm")
+    peers: bool = Field(default=True, description="take snapshots from other nodes before their source")
     s3: S3Config = S3Config()
 
 

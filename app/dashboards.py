@@ -121,6 +121,15 @@ DASHBOARDS = (
                 _rate("ray_flashserve_snapshot_requests_total", "tier"),
             ),
             Panel("Copied", "Bps", _rate("ray_flashserve_promoted_bytes_total", "origin, tier")),
+            Panel(
+                "Between nodes",
+                "Bps",
+                (
+                    *_rate("ray_flashserve_fetched_bytes_total", "origin"),
+                    ("sum (rate(ray_flashserve_peer_given_bytes_total[$__rate_interval]))", "given to peers"),
+                ),
+            ),
+            Panel("Peers that failed", "reqps", _rate("ray_flashserve_peers_failed_total", "reason")),
             Panel("A copy takes", "s", _quantiles("ray_flashserve_promotion_seconds", "origin", "")),
             Panel(
                 "Evictions, and copies that failed",

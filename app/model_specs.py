@@ -25,6 +25,7 @@ def store_config(storage: StorageConfig) -> StoreConfig:
         disk_dir=disk_dir(storage),
         disk_bytes=storage.disk_bytes,
         s3_endpoint_url=storage.s3.endpoint_url,
+        peers=storage.peers,
     )
 
 

@@ -13,9 +13,13 @@ from typing import Any, Literal
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from storage.errors import StorageError, StoreUnreachableError
+from storage.errors import RemoteMissingError, StorageError, StoreUnreachableError
+from storage.exchange import Exchange
+from storage.folders import Folder
 from storage.lease import Lease, hold
 from storage.partial import DirectoryLock, TierName, write_error
+from storage.peer import Neighbours, Progress
+from storage.ray_peers import RayNeighbours
 from storage.remote import open_folder
 from storage.store import SnapshotStore, StoreConfig
 from storage.store_metrics import StoreMetrics
@@ -40,14 +44,23 @@ class StoreActor:
 
     def __init__(self, config: StoreConfig) -> None:
         self._config = config
-        self._store = SnapshotStore(config, watch=StoreMetrics())
+        self._store = SnapshotStore(config, watch=StoreMetrics(), neighbours=self.neighbours())
         self._starting = asyncio.get_running_loop().create_task(self._start())
         self._loops: list[asyncio.Task[None]] = []
+
+    def neighbours(self) -> Neighbours | None:
+        """Return the stores of the other nodes; one without a name has none."""
+        name = ray.get_runtime_context().get_actor_name()
+        return RayNeighbours(name, NAMESPACE) if name else None
+
+    def source(self, url: str) -> Folder:
+        """Return the folder at a URL."""
+        return open_folder(url, self._config.s3_endpoint_url)
 
     async def acquire(self, snapshot_id: str, source_url: str | None) -> Place:
         """See ``SnapshotStore.acquire``."""
         store = await self._started()
-        source = await asyncio.to_thread(open_folder, source_url, self._config.s3_endpoint_url) if source_url else None
+        source = await asyncio.to_thread(self.source, source_url) if source_url else None
         return await store.acquire(snapshot_id, source)
 
     async def pin(self, snapshot_id: str, tier: TierName | None) -> None:
@@ -65,6 +78,28 @@ class StoreActor:
     async def describe(self) -> dict[str, Any]:
         """See ``SnapshotStore.describe``."""
         return (await self._started()).describe()
+
+    async def peer_progress(self, snapshot_id: str, after: int, asker: str) -> Progress | None:
+        """See ``Peer.progress``; while it is starting a store has nothing to tell."""
+        exchange = self._exchange()
+        return await exchange.progress(snapshot_id, after, asker) if exchange else None
+
+    async def peer_manifest(self, snapshot_id: str) -> bytes:
+        """See ``Peer.manifest``."""
+        return await self._asked(snapshot_id).manifest(snapshot_id)
+
+    async def peer_read(self, snapshot_id: str, chunk: int, start: int, end: int) -> bytes:
+        """See ``Peer.read``."""
+        return await self._asked(snapshot_id).read(snapshot_id, chunk, start, end)
+
+    def _exchange(self) -> Exchange | None:
+        return self._store.exchange if self._starting.done() else None
+
+    def _asked(self, snapshot_id: str) -> Exchange:
+        exchange = self._exchange()
+        if exchange is None:
+            raise RemoteMissingError(f"peer://{snapshot_id}", "this store gives nothing to others")
+        return exchange
 
     async def _started(self) -> SnapshotStore:
         await asyncio.shield(self._starting)

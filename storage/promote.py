@@ -10,11 +10,11 @@ import mmap
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import tenacity
 
@@ -31,6 +31,20 @@ PIECE_BYTES = 1024 * 1024
 _FINAL = (RemoteChangedError, RemoteDeniedError, RemoteMissingError)
 
 Result = TypeVar("Result")
+Chunk = tuple[FileEntry, int]  # with its number in the file
+
+
+@runtime_checkable
+class Ordering(Protocol):
+    """What a folder may do as well: say which chunk is best read next."""
+
+    def in_turn(self, chunks: Sequence[Chunk], stop: threading.Event) -> Iterator[Chunk]:
+        """Yield each chunk once, when it can be read; may wait, but not once ``stop`` is set.
+
+        Raises:
+            RemoteError: none that is left can ever be read.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -72,10 +86,12 @@ def copy_snapshot(
     copy = _Copy(source, targets, policy or CopyPolicy(), on_chunk)
     listed = {file.path: file for file in source.list_files()}
     for file in manifest.files:
-        _check_listed(source, file, listed.get(file.path))
-    chunks = [(file, listed[file.path], index) for file in manifest.files for index in range(len(file.chunks))]
-    with ThreadPoolExecutor(copy.policy.threads, "copy") as pool:
-        _wait_for_all([pool.submit(copy.chunk, *chunk) for chunk in chunks], copy.stop)
+        check_listed(source, file, listed.get(file.path))
+    chunks = [(file, index) for file in manifest.files for index in range(len(file.chunks))]
+    turns = _Turns(source.in_turn(chunks, copy.stop) if isinstance(source, Ordering) else iter(chunks))
+    threads = min(copy.policy.threads, len(chunks))
+    with ThreadPoolExecutor(max(1, threads), "copy") as pool:
+        _wait_for_all([pool.submit(copy.chunks, turns, listed) for _ in range(threads)], copy.stop)
 
 
 def verify_files(manifest: Manifest, source: Folder, on_chunk: Callable[[int], object] = lambda _: None) -> None:
@@ -105,8 +121,20 @@ def _buffer() -> memoryview:
     return memoryview(mmap.mmap(-1, PIECE_BYTES))
 
 
+class _Turns:
+    """An iterator that many threads take from."""
+
+    def __init__(self, chunks: Iterator[Chunk]) -> None:
+        self._chunks = chunks
+        self._lock = threading.Lock()
+
+    def next(self) -> Chunk | None:
+        with self._lock:
+            return next(self._chunks, None)
+
+
 class _Copy:
-    """One copy under way; ``chunk`` runs in many threads."""
+    """One copy under way; ``chunks`` runs in many threads."""
 
     def __init__(
         self, source: Folder, targets: Sequence[PartialSnapshot], policy: CopyPolicy, on_chunk: Callable[[int], object]
@@ -119,7 +147,12 @@ class _Copy:
         self._until_s = time.monotonic() + policy.deadline_s
         self._buffers = threading.local()
 
-    def chunk(self, file: FileEntry, info: FileInfo, index: int) -> None:
+    def chunks(self, turns: _Turns, listed: Mapping[str, FileInfo]) -> None:
+        while not self.stop.is_set() and (chunk := turns.next()) is not None:
+            file, index = chunk
+            self._chunk(file, listed[file.path], index)
+
+    def _chunk(self, file: FileEntry, info: FileInfo, index: int) -> None:
         start, end = file.chunk_range(index)
         found = with_retries(
             self._source.url, lambda: self._once(file, info, start, end), self.policy, self._until_s, self.stop
@@ -181,7 +214,8 @@ def _may_pass(error: BaseException) -> bool:
     return isinstance(error, RemoteError) and not isinstance(error, _FINAL)
 
 
-def _check_listed(source: Folder, file: FileEntry, listed: FileInfo | None) -> None:
+def check_listed(source: Folder, file: FileEntry, listed: FileInfo | None) -> None:
+    """Compare a file with its entry. Raises CorruptSnapshotError."""
     if listed is None:
         raise CorruptSnapshotError(source.url, file.path, "is missing")
     if listed.size_bytes != file.size_bytes:

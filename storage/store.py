@@ -9,16 +9,26 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from storage.errors import SnapshotBusyError, SnapshotMissingError, StorageError, TierFullError
+from storage.errors import (
+    CorruptSnapshotError,
+    RemoteError,
+    SnapshotBusyError,
+    SnapshotMissingError,
+    StorageError,
+    TierFullError,
+)
+from storage.exchange import Exchange, Shelves
 from storage.folders import DirectoryFolder, Folder
 from storage.lease import HeldLease, held_leases
 from storage.ledger import Ledger
 from storage.manifest import Manifest
 from storage.partial import PartialSnapshot, TierName
+from storage.peer import Neighbours
+from storage.peer_folder import PeerPolicy
 from storage.pins import read_pins, write_pin
 from storage.promote import CopyPolicy, copy_snapshot
 from storage.snapshot import open_published, verify
@@ -30,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StoreConfig:
-    """Where the tiers are and how much they may hold, in bytes."""
+    """Where the tiers are and how much they may hold, in bytes; with ``peers`` false other nodes are left alone."""
 
     dram_dir: Path
     dram_bytes: int
@@ -38,13 +48,19 @@ class StoreConfig:
     disk_bytes: int
     s3_endpoint_url: str | None = None
     copy: CopyPolicy = field(default_factory=CopyPolicy)
+    peers: bool = True
+    peer: PeerPolicy = field(default_factory=PeerPolicy)
 
 
 class SnapshotStore:
     """One node's ``dram`` and ``disk`` tiers; belongs to one event loop. ``recover`` comes first."""
 
     def __init__(
-        self, config: StoreConfig, clock: Callable[[], float] = time.time, watch: Unwatched | None = None
+        self,
+        config: StoreConfig,
+        clock: Callable[[], float] = time.time,
+        watch: Unwatched | None = None,
+        neighbours: Neighbours | None = None,
     ) -> None:
         self._config = config
         self._watch = watch or Unwatched()
@@ -54,6 +70,13 @@ class SnapshotStore:
         }
         self._ledger = Ledger({"dram": config.dram_bytes, "disk": config.disk_bytes}, clock)
         self._under_way: dict[str, asyncio.Task[Any]] = {}
+        self._partials: dict[str, dict[TierName, PartialSnapshot]] = {}
+        # None where there are no other stores, or nobody wants to hear of them.
+        self.exchange: Exchange | None = None
+        if neighbours is not None and config.peers:
+            shelves = Shelves(self._whole_manifest, self._places, self._partial_places)
+            limits = replace(config.peer.limits, at_once=config.copy.threads)
+            self.exchange = Exchange(neighbours, shelves, replace(config.peer, limits=limits), self._watch)
         # Held from the decision to evict until the bytes are gone and the newcomer's are spoken for.
         self._rooms: dict[TierName, asyncio.Lock] = {"dram": asyncio.Lock(), "disk": asyncio.Lock()}
 
@@ -90,10 +113,10 @@ class SnapshotStore:
 
         Args:
             snapshot_id: which one.
-            source: where to fetch it from when the node doesn't have it.
+            source: where to fetch it from when neither the node nor one of its peers has it.
 
         Raises:
-            SnapshotMissingError: it is not on the node, and ``source`` is none or holds another one.
+            SnapshotMissingError: it is nowhere: ``source`` is none or holds another one.
             TierFullError: no tier has room.
             StorageError: it could not be copied.
         """
@@ -203,18 +226,57 @@ class SnapshotStore:
             folder = DirectoryFolder(self._tiers["disk"].path(snapshot_id))
             await self._copy(manifest, folder, "disk", wanted=("dram",), needed=False)
             return
-        if source is None:
+        if self.exchange is None:
+            if source is None:
+                raise SnapshotMissingError(snapshot_id)
+            manifest = await self._published(snapshot_id, source)
+            await self._copy(manifest, source, "remote", wanted=("dram", "disk"), needed=True)
+        elif source is not None:
+            await self._bring_from_all(snapshot_id, source, self.exchange)
+        else:
+            try:
+                await self._bring_from_all(snapshot_id, None, self.exchange)
+            except (RemoteError, CorruptSnapshotError, TierFullError) as error:
+                # It was worth trying; who asks without a source has another way.
+                logger.warning("peers could not give %s: %s", snapshot_id, error)
+                raise SnapshotMissingError(snapshot_id) from error
+
+    async def _bring_from_all(self, snapshot_id: str, source: Folder | None, exchange: Exchange) -> None:
+        try:
+            manifest = await self._published(snapshot_id, source) if source else await exchange.find(snapshot_id)
+        except RemoteError as error:
+            manifest = await exchange.find(snapshot_id)
+            if manifest is None:
+                raise
+            logger.warning("only peers are asked for %s: %s", snapshot_id, error)
+            source = None
+        if manifest is None:
             raise SnapshotMissingError(snapshot_id)
+        async with exchange.filling(manifest, source) as folder:
+            await self._copy(manifest, folder, "remote", wanted=("dram", "disk"), needed=True)
+
+    @staticmethod
+    async def _published(snapshot_id: str, source: Folder) -> Manifest:
         manifest = await asyncio.to_thread(open_published, source)
         if manifest.id != snapshot_id:
             raise SnapshotMissingError(snapshot_id)
-        await self._copy(manifest, source, "remote", wanted=("dram", "disk"), needed=True)
+        return manifest
+
+    def _whole_manifest(self, snapshot_id: str) -> Manifest | None:
+        names = (name for name in self._tiers if self._ledger.is_whole(name, snapshot_id))
+        return next((self._ledger.manifest(name, snapshot_id) for name in names), None)
+
+    def _places(self, snapshot_id: str) -> list[Path]:
+        return [tier.path(snapshot_id) for tier in self._tiers.values()]
+
+    def _partial_places(self, snapshot_id: str) -> list[Path]:
+        return [partial.directory for partial in self._partials.get(snapshot_id, {}).values()]
 
     async def _copy(
         self, manifest: Manifest, source: Folder, origin: str, *, wanted: tuple[TierName, ...], needed: bool
     ) -> None:
         reserved = [name for name in wanted if await self._reserve(name, manifest)]
-        partials: dict[TierName, PartialSnapshot] = {}
+        partials = self._partials[manifest.id] = {}
         full: TierFullError | None = None
         begin_s = time.monotonic()
         try:
@@ -237,6 +299,7 @@ class SnapshotStore:
             self._watch.failed(origin)
             raise
         finally:
+            del self._partials[manifest.id]
             for partial in partials.values():
                 await asyncio.to_thread(partial.abandon)
             for name in reserved:

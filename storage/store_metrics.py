@@ -1,8 +1,11 @@
 """What a node's tiers hold and what goes between them, as Ray metrics: in the dashboard, and on ``/metrics``."""
 
+from typing import Literal
+
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from storage.partial import TierName
+from storage.peer import Failure
 from storage.store_watch import Unwatched
 
 _BOUNDARIES_S = [0.03, 0.1, 0.3, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0]
@@ -24,6 +27,13 @@ class StoreMetrics(Unwatched):
         )
         self._failed = Counter(
             "flashserve_promotions_failed_total", "Copies that did not come to their end.", ("origin",)
+        )
+        self._fetched = Counter(
+            "flashserve_fetched_bytes_total", "Bytes that came to a node, from its peers or the source.", ("origin",)
+        )
+        self._given = Counter("flashserve_peer_given_bytes_total", "Bytes read for other nodes.")
+        self._peers_failed = Counter(
+            "flashserve_peers_failed_total", "Peers that were not asked for a snapshot again, by why.", ("reason",)
         )
         self._evicted = Counter("flashserve_evictions_total", "Snapshots that had to make room.", ("tier",))
 
@@ -51,3 +61,15 @@ class StoreMetrics(Unwatched):
         self._used.set(used_bytes, {"tier": tier})
         self._capacity.set(capacity_bytes, {"tier": tier})
         self._snapshots.set(snapshots, {"tier": tier})
+
+    def fetched(self, origin: Literal["peer", "source"], size_bytes: int) -> None:
+        """See ``Unwatched.fetched``."""
+        self._fetched.inc(size_bytes, {"origin": origin})
+
+    def gave(self, size_bytes: int) -> None:
+        """See ``Unwatched.gave``."""
+        self._given.inc(size_bytes)
+
+    def peer_failed(self, reason: Failure) -> None:
+        """See ``Unwatched.peer_failed``."""
+        self._peers_failed.inc(1, {"reason": reason})

@@ -1,6 +1,9 @@
 """What a snapshot store tells of its work; whoever wants to know inherits from ``Unwatched``."""
 
+from typing import Literal
+
 from storage.partial import TierName
+from storage.peer import Failure
 
 
 class Unwatched:
@@ -20,3 +23,12 @@ class Unwatched:
 
     def holds(self, tier: TierName, used_bytes: int, capacity_bytes: int, snapshots: int) -> None:
         """Take what a tier holds now."""
+
+    def fetched(self, origin: Literal["peer", "source"], size_bytes: int) -> None:
+        """Take note of bytes that came to this node, while peers can be asked."""
+
+    def gave(self, size_bytes: int) -> None:
+        """Take note of bytes that were read here for a peer."""
+
+    def peer_failed(self, reason: Failure) -> None:
+        """Take note of a peer that is not asked for a snapshot again."""

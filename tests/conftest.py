@@ -8,7 +8,7 @@ from xdist.workermanage import WorkerController
 INTEGRATION = "tests/integration/"
 UNIT = "tests/unit/"
 # With clusters of their own.
-BY_THEMSELVES = {f"{INTEGRATION}test_{name}.py" for name in ("launch", "nodes", "scaling_live", "tiers")}
+BY_THEMSELVES = {f"{INTEGRATION}test_{name}.py" for name in ("launch", "nodes", "peers", "scaling_live", "tiers")}
 
 # Threads of torch that wait for each other do it asleep: there are more of them than processors.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")

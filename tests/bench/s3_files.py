@@ -1,6 +1,7 @@
 """Serves the files of a directory as one S3 bucket, by sendfile, so that the server is not what is measured.
 
-Usage: python s3_files.py DIRECTORY [BYTES_PER_S]; prints its URL. Reads only: listing, HEAD, GET with Range.
+Usage: python s3_files.py DIRECTORY [BYTES_PER_S]; prints its URL. Reads only: listing, HEAD, GET with Range. How many
+bytes of files it has sent, ``/sent-bytes`` says.
 """
 
 import os
@@ -25,13 +26,16 @@ class Pace:
         self._lock = threading.Lock()
 
     def wait(self, size_bytes: int) -> None:
+        time.sleep(self.pause_s(size_bytes))
+
+    def pause_s(self, size_bytes: int) -> float:
+        """How long who sends so many bytes now has to wait."""
         if not self._bytes_per_s:
-            return
+            return 0.0
         with self._lock:
             now_s = time.monotonic()
             self._free_at_s = max(self._free_at_s, now_s) + size_bytes / self._bytes_per_s
-            pause_s = self._free_at_s - now_s
-        time.sleep(pause_s)
+            return self._free_at_s - now_s
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -39,10 +43,17 @@ class Handler(BaseHTTPRequestHandler):
 
     directory: Path
     pace: Pace
+    sent_bytes = 0
+    counting = threading.Lock()
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
 
     def do_GET(self) -> None:
+        if self.path == "/sent-bytes":
+            text = str(Handler.sent_bytes).encode()
+            self.head(200, len(text))
+            self.wfile.write(text)
+            return
         key = unquote(urlsplit(self.path).path).strip("/").partition("/")[2]
         if key:
             self.send_file(self.directory / key)
@@ -76,7 +87,10 @@ class Handler(BaseHTTPRequestHandler):
             while start < end:
                 piece = min(PIECE_BYTES, end - start)
                 self.pace.wait(piece)
-                start += os.sendfile(self.connection.fileno(), file.fileno(), start, piece)
+                sent = os.sendfile(self.connection.fileno(), file.fileno(), start, piece)
+                start += sent
+                with self.counting:
+                    Handler.sent_bytes += sent
 
     def head(self, status: int, length: int, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)

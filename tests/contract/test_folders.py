@@ -1,13 +1,18 @@
-"""Every kind of folder does the same: directories, S3 over its protocol, the hub over its API."""
+"""Every kind of folder does the same: directories, S3 over its protocol, the hub over its API, peers."""
 
-from collections.abc import Callable, Iterator
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hub_server import serve_hub
+from peers import Town
 from s3_server import serve_s3
+from snapshot_samples import origin
 
 from storage.errors import (
     RemoteChangedError,
@@ -16,10 +21,14 @@ from storage.errors import (
     RemoteMissingError,
     SourceError,
 )
+from storage.exchange import Exchange, Shelves
 from storage.folders import DirectoryFolder, Folder, read_into, read_whole
 from storage.hub import HubFolder
+from storage.manifest import Manifest
+from storage.peer_folder import PeerFolder, PeerPolicy
 from storage.remote import open_folder
 from storage.s3 import S3Folder
+from storage.snapshot import describe_file
 
 FILES = {"config.json": b"{}", "a/model.safetensors": bytes(range(256)) * 40, "empty.txt": b""} | {
     f"part-{number}.txt": bytes([number]) for number in range(12)
@@ -75,14 +84,69 @@ def hub_place(_: Path) -> Iterator[Place]:
         )
 
 
+@contextmanager
+def peers_place(tmp_path: Path) -> Iterator[Place]:
+    """Two peers have it whole, nothing else has."""
+    roots = [tmp_path / "peer-1" / "model", tmp_path / "peer-2" / "model"]
+    for root in roots:
+        for path, content in FILES.items():
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            (root / path).write_bytes(content)
+    directory = DirectoryFolder(roots[0])
+    entries = tuple(describe_file(directory, info) for info in directory.list_files())
+    manifest = Manifest("model", origin(), entries, ())
+    town = Town()
+    with running_loop() as run:
+
+        async def opened() -> PeerFolder:
+            for root in roots:
+                shelves = Shelves(lambda _: manifest, lambda _, root=root: [root], lambda _: [])  # type: ignore[misc]
+                name = root.parent.name
+                town.exchanges[name] = Exchange(town.of(name), shelves)
+            folder = PeerFolder(manifest, town.of("me"), None, PeerPolicy(block_bytes=4000))
+            await folder.meet()
+            return folder
+
+        folder = run(opened())
+
+        def replace(path: str, content: bytes) -> None:
+            # Bytes are what counts, not files: of a longer one the beginning would be as it should.
+            for root in roots:
+                (root / path).write_bytes(content[::-1])
+
+        yield Place(folder, DirectoryFolder(tmp_path / "nothing"), replace)
+        run(folder.close())
+
+
+@contextmanager
+def running_loop() -> Iterator[Callable[[Coroutine[Any, Any, Any]], Any]]:
+    """An event loop in a thread of its own, by what runs something in it."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        yield lambda work: asyncio.run_coroutine_threadsafe(work, loop).result(30)
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
 @pytest.fixture(autouse=True)
 def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "x"}.items():
         monkeypatch.setenv(name, value)
 
 
-@pytest.fixture(params=[directory_place, s3_place, hub_place], ids=["directory", "s3", "hub"])
+@pytest.fixture(params=[directory_place, s3_place, hub_place, peers_place], ids=["directory", "s3", "hub", "peers"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    with request.param(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture(params=[directory_place, s3_place, hub_place], ids=["directory", "s3", "hub"])
+def searched_place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    """Not peers: their folder is made when it is known that they have something."""
     with request.param(tmp_path) as made:
         yield made
 
@@ -113,9 +177,9 @@ def test_a_replaced_file_is_noticed(place: Place) -> None:
         read_into(place.folder, file, 0, memoryview(bytearray(10)))
 
 
-def test_where_nothing_is_nothing_is_listed(place: Place) -> None:
+def test_where_nothing_is_nothing_is_listed(searched_place: Place) -> None:
     with pytest.raises(RemoteMissingError, match="nothing"):
-        place.nothing.list_files()
+        searched_place.nothing.list_files()
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ NOT_BY_LOAD = {
     "flashserve_device_transfers_total", "flashserve_prewarms_total", "flashserve_adapter_unloads_total",
     "flashserve_promotions_failed_total", "flashserve_evictions_total", "flashserve_scaling_replicas",
     "flashserve_plan_age_seconds", "flashserve_forecast_requests_per_second", "flashserve_forecast_error",
+    "flashserve_fetched_bytes_total", "flashserve_peer_given_bytes_total", "flashserve_peers_failed_total",
 }  # fmt: skip
 RAYS_LABELS = {"Component", "NodeAddress", "SessionName", "Version", "WorkerId", "JobId", "le"}
 TELEMETRYS_LABELS = {"otel_scope_name", "otel_scope_version", "otel_scope_schema_url"}

@@ -36,3 +36,14 @@ def make_snapshot(directory: Path, seed: int = 0, weights_bytes: int = 4096) -> 
     manifest = describe_directory(f"model-{seed}", origin(f"{seed:064x}"), directory)
     (directory / MANIFEST_NAME).write_bytes(manifest.to_json())
     return manifest
+
+
+def make_snapshot_of_files(directory: Path, count: int, each_bytes: int = 1000, seed: int = 0) -> Manifest:
+    """Write a snapshot of ``count`` small files, which are as many chunks, with random content."""
+    chance = random.Random(seed)  # noqa: S311 - test data
+    directory.mkdir(parents=True)
+    for number in range(count):
+        (directory / f"part-{number:03d}.txt").write_bytes(chance.randbytes(each_bytes))
+    manifest = describe_directory(f"files-{seed}", origin(f"{seed:064x}"), directory)
+    (directory / MANIFEST_NAME).write_bytes(manifest.to_json())
+    return manifest

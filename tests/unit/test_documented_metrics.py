@@ -1,9 +1,12 @@
 """README's table of metrics against the code, without running either."""
 
+from typing import get_args
+
 import pytest
 
 from app.refusals import REASONS
 from deployments.device_time import USES
+from storage.peer import Failure
 from tests.support.declared_metrics import Metric, declared, documented
 
 DOCUMENTED = {metric.name: metric for metric in documented()}
@@ -34,3 +37,5 @@ def test_values_of_labels_are_documented() -> None:
         each for each in REASONS if f"`{each}`" not in DOCUMENTED["flashserve_requests_refused_total"].help
     } == set()
     assert {use for use in USES if f"`{use}`" not in DOCUMENTED["flashserve_device_seconds_total"].help} == set()
+    failures = set(get_args(Failure))
+    assert {each for each in failures if f"`{each}`" not in DOCUMENTED["flashserve_peers_failed_total"].help} == set()
