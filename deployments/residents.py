@@ -20,9 +20,11 @@ from deployments.engine_view import EngineView, Expectation
 from deployments.errors import EngineDiedError, EngineUnavailableError, ReplicaLeavingError, UnknownModelError
 from deployments.lifecycle import RETRY_FAILED_AFTER_S, EngineLifecycle
 from deployments.prewarms import Prewarms
+from deployments.request_trace import trace_hold
 from deployments.residency import NO_LIMIT_BYTES, Action, Limits, decide
 from deployments.residency_watch import Unwatched
 from deployments.resident import Resident
+from deployments.tracing import NO_SPAN, Span
 from deployments.types import EngineDescription, ModelSpec
 
 # How often engines are looked at when nothing happens: a death is noticed by then.
@@ -154,10 +156,11 @@ class Residents:
         keep_awake_s: float | None = None,
         max_wait_s: float | None = DEFAULT_WAIT,
         tenant: str = "",
+        span: Span = NO_SPAN,
     ) -> AsyncIterator[Engine]:
         """Give the model's engine, awake, for one request; held until then, at most ``max_wait_s`` unless that is None.
 
-        ``tenant`` is whom its time is for.
+        ``tenant`` is whom its time is for, ``span`` what traces the request.
 
         Raises:
             UnknownModelError: this replica does not host the model.
@@ -167,6 +170,7 @@ class Residents:
         state, begin_s = resident.life.state, time.monotonic()
         engine = await self._admitted(resident, self._max_wait_s if max_wait_s == DEFAULT_WAIT else max_wait_s)
         self.watch.held(model_id, state, time.monotonic() - begin_s)
+        trace_hold(span, state, begin_s, time.monotonic(), resident.life.recent())
         resident.tenants[tenant] += 1
         resident.settle(self.watch)
         try:
