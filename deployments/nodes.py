@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from deployments.event_log import log_with
 from deployments.forked_engine import PoolAddress
+from deployments.health import check_goes_on
 from deployments.process_pool import ProcessPool
 from storage.actor import NAMESPACE, StoreActor, StoreClient, store_name
 from storage.errors import StorageError
@@ -75,8 +76,7 @@ class NodeKeeper:
 
     async def check_health(self) -> None:
         """Serve's health check: raises when nobody looks after the stores any more."""
-        if self._keeping.done():
-            self._keeping.result()
+        check_goes_on(self._keeping, "looking after the nodes' snapshot stores")
 
     async def _keep(self) -> None:
         while True:

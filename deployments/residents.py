@@ -18,6 +18,7 @@ from typing import Any
 from deployments.engine import Engine
 from deployments.engine_view import EngineView, Expectation
 from deployments.errors import EngineDiedError, EngineUnavailableError, ReplicaLeavingError, UnknownModelError
+from deployments.health import check_goes_on
 from deployments.lifecycle import RETRY_FAILED_AFTER_S, EngineLifecycle
 from deployments.prewarms import Prewarms
 from deployments.request_trace import trace_hold
@@ -240,8 +241,7 @@ class Residents:
 
     def check(self) -> None:
         """Raise what has ended the care of the engines, if anything has."""
-        if self._looking is not None and self._looking.done():
-            self._looking.result()
+        check_goes_on(self._looking, "looking after the engines")
 
     async def close(self) -> None:
         """End every engine with its processes."""
@@ -285,7 +285,8 @@ class Residents:
 
     async def _admitted(self, resident: Resident, max_wait_s: float | None) -> Engine:
         if resident.life.state == "stopped":
-            raise EngineUnavailableError(resident.spec.id, "the replica is stopping")
+            # Another one serves it.
+            raise ReplicaLeavingError(resident.spec.id, "the replica is stopping")
         self.prewarms.asked(resident.spec.id, awake=resident.life.engine is not None)
         ticket: asyncio.Future[Engine] = asyncio.get_running_loop().create_future()
         resident.waiting[ticket] = time.monotonic()
