@@ -14,6 +14,7 @@ from rich.filesize import decimal
 from rich.table import Column, Table
 
 from app.errors import ConfigError, RefusedError, ServiceUnreachableError
+from app.telling import AsJson, progress_console, tell
 
 console = Console()
 model_cli = typer.Typer(no_args_is_help=True, help="add, change and remove models of a running service")
@@ -32,9 +33,14 @@ def status(
     url: Url = DEFAULT_URL,
     *,
     stages: Annotated[bool, typer.Option(help="show how long each part of the last start took")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show each model's engine: its state and since when, its requests, how long it takes to start and to wake."""
-    engines = get(url, "/admin/models")["models"]
+    told = get(url, "/admin/models")
+    tell(told, lambda: _show_engines(told["models"], stages=stages), as_json=as_json)
+
+
+def _show_engines(engines: dict[str, Any], *, stages: bool = False) -> None:
     columns = ("model", "state", "for", "requests", "memory", "start", "wake", "weights")
     # Wide enough for what is in it, also in a narrow terminal: half a name helps nobody.
     table = Table(
@@ -55,25 +61,28 @@ def status(
             console.print(f"{model}: {', '.join(parts)}", highlight=False, soft_wrap=True)
 
 
-def wake(model: str, url: Url = DEFAULT_URL) -> None:
+def wake(model: str, url: Url = DEFAULT_URL, *, as_json: AsJson = False) -> None:
     """Wake a model ahead of its next request, also one that failed."""
-    with console.status(f"waking {model} …"):
-        _post(url, "/admin/wake", {"model": model})
-    status(url)
+    _do(f"waking {model} …", "POST", url, "/admin/wake", {"model": model}, as_json=as_json)
 
 
-def sleep(model: str, url: Url = DEFAULT_URL) -> None:
+def sleep(model: str, url: Url = DEFAULT_URL, *, as_json: AsJson = False) -> None:
     """Put a model to sleep once its requests have ended."""
-    with console.status(f"waiting for {model} to sleep …"):
-        _post(url, "/admin/sleep", {"model": model})
-    status(url)
+    _do(f"waiting for {model} to sleep …", "POST", url, "/admin/sleep", {"model": model}, as_json=as_json)
 
 
-def stop(model: str, url: Url = DEFAULT_URL) -> None:
+def stop(model: str, url: Url = DEFAULT_URL, *, as_json: AsJson = False) -> None:
     """End a model's engine once its requests have ended; it stays cold until it is asked for."""
-    with console.status(f"waiting for {model} to end …"):
-        _post(url, "/admin/stop", {"model": model})
-    status(url)
+    _do(f"waiting for {model} to end …", "POST", url, "/admin/stop", {"model": model}, as_json=as_json)
+
+
+def _do(  # noqa: PLR0913 - a request, and how it is told of
+    doing: str, method: str, url: str, path: str, body: dict[str, Any] | None = None, *, as_json: bool
+) -> None:
+    """Ask for a change, and tell how engines are after it."""
+    with progress_console.status(doing):
+        told = _ask(method, url, path, body)
+    tell(told, lambda: _show_engines(told["models"]), as_json=as_json)
 
 
 def migrate(
@@ -81,16 +90,23 @@ def migrate(
     url: Url = DEFAULT_URL,
     *,
     replica: Annotated[str | None, typer.Option(help="Serve's id of the replica they leave; the busiest")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Move a model's running streams to other replicas; their clients don't notice."""
-    moving = _ask("POST", url, "/admin/migrate", {"model": model, "replica": replica})["moving"]
-    console.print(f"{moving} streams of {model} are moving", highlight=False)
+    told = _ask("POST", url, "/admin/migrate", {"model": model, "replica": replica})
+    tell(
+        told,
+        lambda: console.print(f"{told['moving']} streams of {model} are moving", highlight=False),
+        as_json=as_json,
+    )
 
 
 @model_cli.command("add")
 def add_model(
     file: Annotated[Path, typer.Argument(help="YAML with the model as it would stand under 'models'", exists=True)],
     url: Url = DEFAULT_URL,
+    *,
+    as_json: AsJson = False,
 ) -> None:
     """Serve another model, or change the one of that id, without touching the others; restarts don't undo it."""
     try:
@@ -100,21 +116,40 @@ def add_model(
     if not isinstance(section, dict) or not isinstance(section.get("id"), str):
         raise ConfigError((f"{file}: it has to hold one model, with its id",))
     model = section.pop("id")
-    with console.status(f"adding {model} …"):
-        _ask("PUT", url, f"/admin/models/{quote(model)}", section)
-    status(url)
+    _do(f"adding {model} …", "PUT", url, f"/admin/models/{quote(model)}", section, as_json=as_json)
 
 
 @model_cli.command("rm")
-def remove_model(model: str, url: Url = DEFAULT_URL) -> None:
+def remove_model(model: str, url: Url = DEFAULT_URL, *, as_json: AsJson = False) -> None:
     """Serve a model no longer; its requests under way end first."""
-    _ask("DELETE", url, f"/admin/models/{quote(model)}")
-    status(url)
+    _do(f"removing {model} …", "DELETE", url, f"/admin/models/{quote(model)}", as_json=as_json)
 
 
-def adapters(url: Url = DEFAULT_URL) -> None:
+def models(url: Url = DEFAULT_URL, *, as_json: AsJson = False) -> None:
+    """Show what can be asked for by name: models, and adapters with the model that they are of."""
+    told = get(url, "/v1/models")
+    tell(told, lambda: _show_names(told["data"]), as_json=as_json)
+
+
+def _show_names(cards: list[dict[str, Any]]) -> None:
+    table = _table("name", "adapter of", "longest context")
+    for card in cards:
+        length = card.get("max_model_len")
+        table.add_row(card["id"], card.get("parent") or "", "" if length is None else f"{length} tokens")
+    Console(width=max(console.width, WIDTH)).print(table)
+
+
+def _table(*columns: str) -> Table:
+    return Table(*(Column(name, no_wrap=True) for name in columns), box=None, padding=(0, 2, 0, 0))
+
+
+def adapters(url: Url = DEFAULT_URL, *, as_json: AsJson = False) -> None:
     """Show each adapter: its model, whose it is, where it comes from, its version, and its state."""
-    told = get(url, "/admin/adapters")["adapters"]
+    told = get(url, "/admin/adapters")
+    tell(told, lambda: _show_adapters(told["adapters"]), as_json=as_json)
+
+
+def _show_adapters(told: list[dict[str, Any]]) -> None:
     columns = ("adapter", "owner", "state", "rank", "size", "version", "source")
     table = Table(*(Column(name, no_wrap=name != "source") for name in columns), box=None, padding=(0, 2, 0, 0))
     for each in told:
@@ -128,11 +163,14 @@ def adapters(url: Url = DEFAULT_URL) -> None:
             console.print(f"{name}: {each['reason']}", highlight=False, markup=False, soft_wrap=True)
 
 
-def tenants(url: Url = DEFAULT_URL) -> None:
+def tenants(url: Url = DEFAULT_URL, *, as_json: AsJson = False) -> None:
     """Show who has API keys and what is left of their limits, as the gateway that answers counts."""
     told = get(url, "/admin/tenants")
-    columns = ("tenant", "weight", "requests in hand", "requests left", "tokens left")
-    table = Table(*(Column(name, no_wrap=True) for name in columns), box=None, padding=(0, 2, 0, 0))
+    tell(told, lambda: _show_tenants(told), as_json=as_json)
+
+
+def _show_tenants(told: dict[str, Any]) -> None:
+    table = _table("tenant", "weight", "requests in hand", "requests left", "tokens left")
     for name, tenant in told["tenants"].items():
         left = ["" if tenant[key] is None else str(tenant[key]) for key in ("requests_left", "tokens_left")]
         role = " (admin)" if tenant["admin"] else ""
@@ -142,9 +180,14 @@ def tenants(url: Url = DEFAULT_URL) -> None:
         console.print(f"The file is not read: {told['problem']}", highlight=False, markup=False, soft_wrap=True)
 
 
-def tiers(url: Url = DEFAULT_URL) -> None:
+def tiers(url: Url = DEFAULT_URL, *, as_json: AsJson = False) -> None:
     """Show what each node's tiers hold, who uses it, and how full they are."""
-    for node, held in get(url, "/admin/tiers")["nodes"].items():
+    told = get(url, "/admin/tiers")
+    tell(told, lambda: _show_tiers(told["nodes"]), as_json=as_json)
+
+
+def _show_tiers(nodes: dict[str, Any]) -> None:
+    for node, held in nodes.items():
         table = Table("tier", "snapshot", "model", "size", "in use by", "uses", "last used", title=f"node {node}")
         for name, tier in held.items():
             if name == "error":
@@ -169,10 +212,6 @@ def _row(snapshot: dict[str, Any]) -> tuple[str, ...]:
 def get(url: str, path: str) -> dict[str, Any]:
     """Return what the service answers. Raises ServiceUnreachableError, RefusedError."""
     return _ask("GET", url, path)
-
-
-def _post(url: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    return _ask("POST", url, path, body)
 
 
 def _ask(method: str, url: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from ray.serve.config import RequestRouterConfig
 
 from app.api_keys import read_keys
 from app.catalogue import Catalogue, Entry
-from app.config import AppConfig, PoolConfig, keys_file, parse_config
+from app.config import AppConfig, PoolConfig, keys_file, parse_config, trace_config
 from app.forecaster import ServedForecastKeeper
 from app.model_specs import check_models, store_config
 from app.served_gateway import ingress
@@ -135,6 +135,7 @@ def _pool(pool: PoolConfig, catalogue: Application, config: AppConfig, storage: 
         limits=limits,
         max_wait_s=config.admission.max_wait_s,
         forecaster=None if config.autoscaling is None else FORECASTER,
+        tracing=trace_config(config.tracing),
     )
 
 

@@ -17,6 +17,7 @@ from app.migration import another_round, is_quicker_elsewhere
 from app.model_pool import FailureCount, ModelPool, is_stopped
 from app.request_record import RequestRecord
 from deployments.errors import FeedError
+from deployments.tracing import Span
 from deployments.types import GenerateRequest, Place
 from deployments.wire import MAKE_ROOM, MOVE, TokenDelta
 
@@ -162,22 +163,40 @@ class SequenceCarrier:
             await asyncio.sleep(wait_s)
 
     async def _attempt(self, attempt_id: str) -> None:
-        try:
-            if self._failures.engines_lost and len(self.delivered) == self._delivered_at_failure:
-                await self._pool.trial.acquire()
-                self._is_on_trial = True
-            await self._ask_once(attempt_id)
-        finally:
-            self._acquit()
+        with self._span("attempt") as span:
+            try:
+                if self._failures.engines_lost and len(self.delivered) == self._delivered_at_failure:
+                    await self._pool.trial.acquire()
+                    self._is_on_trial = True
+                await self._ask_once(attempt_id, span)
+            except BaseException as error:
+                self._trace_end(span, error)
+                raise
+            finally:
+                self._acquit()
+
+    def _span(self, name: str) -> Span:
+        sequence, delivered = self.stream_id, len(self.delivered)
+        return self._record.span.child(
+            name, "client", flashserve__sequence=sequence, flashserve__attempt=self._asked,
+            flashserve__delivered_tokens=delivered,
+        )  # fmt: skip
+
+    def _trace_end(self, span: Span, error: BaseException) -> None:
+        """End an attempt's span as that of one that failed, unless it was meant to end."""
+        if not isinstance(error, asyncio.CancelledError):
+            span.end(failure_of(error))
+        elif self._target is not None:
+            span.note(flashserve__moved=True)
 
     def _acquit(self) -> None:
         if self._is_on_trial:
             self._is_on_trial = False
             self._pool.trial.release()
 
-    async def _ask_once(self, attempt_id: str) -> None:
+    async def _ask_once(self, attempt_id: str, span: Span) -> None:
         place, self._target = self._target, None
-        ask = self._next_ask(attempt_id, place or self._pool.choose(self._ask, self._pool.cost))
+        ask = self._next_ask(attempt_id, place or self._pool.choose(self._ask, self._pool.cost), span)
         self._pace_since = None
         if self.delivered and place is None:
             self._resumed_at = (time.monotonic(), len(ask["prompt_token_ids"]) + len(self.delivered))
@@ -231,8 +250,12 @@ class SequenceCarrier:
 
     async def _prepare(self, place: Place) -> Place:
         """Have a replica compute what exists, into its prefix cache; return which one it was."""
+        with self._span("move") as span:
+            return await self._prepare_round(place, span)
+
+    async def _prepare_round(self, place: Place, span: Span) -> Place:
         round_id = self._new_id()
-        ask = self._next_ask(round_id, place)
+        ask = self._next_ask(round_id, place, span)
         # A token has to be made, for the sake of the rest; nobody expects it.
         only_one = {"max_tokens": len(self.delivered) + 1, "min_tokens": 0, "seed": None}
         ask["sampling"] = ask["sampling"] | only_one | {"logprobs": None, "prompt_logprobs": None}
@@ -252,12 +275,14 @@ class SequenceCarrier:
         self._asked += 1
         return self.stream_id if self._asked == 1 else f"{self.stream_id}~{self._asked}"
 
-    def _next_ask(self, attempt_id: str, place: Place | None) -> GenerateRequest:
+    def _next_ask(self, attempt_id: str, place: Place | None, span: Span) -> GenerateRequest:
         ask: GenerateRequest = {**self._ask, "stream_id": attempt_id}
         if self.delivered:
             ask["delivered_token_ids"] = list(self.delivered)
         if place is not None:
             ask["place"] = place
+        if span:
+            ask["traceparent"] = span.traceparent
         return ask
 
     async def _last_tokens(self) -> None:

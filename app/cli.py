@@ -6,11 +6,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from app import admin_cli, doctor_cli, forecast_cli, monitoring_cli, replay_cli
-from app.errors import AppError
+from app import admin_cli, doctor_cli, forecast_cli, monitoring_cli, plan_cli, replay_cli
+from app.errors import AppError, ServiceUnreachableError
 from app.history_cli import cli as history_cli
 from app.key_cli import key_cli
 from app.snapshot_cli import cli as snapshot_cli
+from app.telling import FAILED, UNREACHABLE, AsJson, tell
 from autoscaler.errors import AutoscalerError
 from deployments.errors import DeploymentError
 from storage.errors import StorageError
@@ -25,6 +26,7 @@ cli.command()(admin_cli.wake)
 cli.command()(admin_cli.sleep)
 cli.command()(admin_cli.stop)
 cli.command()(admin_cli.migrate)
+cli.command()(admin_cli.models)
 cli.command()(admin_cli.adapters)
 cli.command()(admin_cli.tenants)
 cli.command()(admin_cli.tiers)
@@ -32,6 +34,7 @@ cli.command(name="doctor")(doctor_cli.run)
 cli.command(name="monitoring")(monitoring_cli.run)
 cli.command(name="replay")(replay_cli.run)
 cli.command(name="forecast")(forecast_cli.run)
+cli.command(name="plan")(plan_cli.run)
 console = Console()
 
 ConfigFile = Annotated[Path, typer.Argument(help="Serve config file that names app.builder:build_app")]
@@ -55,23 +58,28 @@ def serve(
 
 
 @cli.command()
-def check(config_file: ConfigFile = Path("serve_config.yaml")) -> None:
+def check(config_file: ConfigFile = Path("serve_config.yaml"), *, as_json: AsJson = False) -> None:
     """Check a config file: keys, values, model and adapter files, engine arguments."""
     from app.launch import read_plan  # noqa: PLC0415
     from app.model_specs import check_models  # noqa: PLC0415 - imports vLLM
 
-    for spec in (entry.spec for entry in check_models(read_plan(config_file).config)):
-        adapters = ", ".join(adapter.id for adapter in spec.adapters) or "no adapters"
-        console.print(f"[green]ok[/] {spec.id} ({adapters})", highlight=False)
+    specs = [entry.spec for entry in check_models(read_plan(config_file).config)]
+    adapters = {spec.id: [adapter.id for adapter in spec.adapters] for spec in specs}
+
+    def show() -> None:
+        for model, names in adapters.items():
+            console.print(f"[green]ok[/] {model} ({', '.join(names) or 'no adapters'})", highlight=False)
+
+    tell({"models": [{"id": model, "adapters": names} for model, names in adapters.items()]}, show, as_json=as_json)
 
 
 def main() -> None:
-    """Run the command line; an error of ours is one message on standard error and status 1."""
+    """Run the command line; an error of ours is one message on standard error, and a status (``telling``)."""
     try:
         cli()
     except (AppError, AutoscalerError, DeploymentError, StorageError) as error:
         Console(stderr=True).print(f"flashserve: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
-        raise SystemExit(1) from None
+        raise SystemExit(UNREACHABLE if isinstance(error, ServiceUnreachableError) else FAILED) from None
 
 
 if __name__ == "__main__":

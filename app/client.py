@@ -8,7 +8,8 @@
         ...
 
 Same meaning as over HTTP: an error answer raises ``ApiError`` with the status, type and field of its HTTP twin.
-Needs Ray and nothing else of what the service runs on.
+Needs Ray and nothing else of what the service runs on. Where the caller uses OpenTelemetry, its trace goes on in the
+service.
 """
 
 from collections.abc import AsyncIterator, Iterator
@@ -22,6 +23,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from app.errors import ApiError
+from deployments.tracing import caller_traceparent
 
 Json = dict[str, Any]
 
@@ -84,12 +86,15 @@ class FlashServe:
         with _reaching():
             return _checked(self._gateway.models.remote(self._api_key).result())
 
+    def _sender(self) -> tuple[str | None, str | None]:
+        return self._api_key, caller_traceparent()
+
     def _call(self, operation: str, request: Json) -> Json:
         with _reaching():
-            return _checked(self._gateway.call.remote(operation, request, self._api_key).result())
+            return _checked(self._gateway.call.remote(operation, request, *self._sender()).result())
 
     def _stream(self, operation: str, request: Json) -> Iterator[Json]:
-        chunks = self._gateway.options(stream=True).stream.remote(operation, request, self._api_key)
+        chunks = self._gateway.options(stream=True).stream.remote(operation, request, *self._sender())
         try:
             with _reaching():
                 for chunk in chunks:
@@ -134,12 +139,15 @@ class AsyncFlashServe:
         with _reaching():
             return _checked(await self._gateway.models.remote(self._api_key))
 
+    def _sender(self) -> tuple[str | None, str | None]:
+        return self._api_key, caller_traceparent()
+
     async def _call(self, operation: str, request: Json) -> Json:
         with _reaching():
-            return _checked(await self._gateway.call.remote(operation, request, self._api_key))
+            return _checked(await self._gateway.call.remote(operation, request, *self._sender()))
 
     async def _stream(self, operation: str, request: Json) -> AsyncIterator[Json]:
-        chunks = self._gateway.options(stream=True).stream.remote(operation, request, self._api_key)
+        chunks = self._gateway.options(stream=True).stream.remote(operation, request, *self._sender())
         try:
             with _reaching():
                 async for chunk in chunks:

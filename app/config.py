@@ -14,6 +14,7 @@ from rapidfuzz import process
 
 from app.errors import ConfigError
 from autoscaler.config import AutoscalingConfig
+from deployments.tracing import TraceConfig
 
 
 class _Section(BaseModel):
@@ -137,6 +138,18 @@ class SecurityConfig(_Section):
     allow_anonymous: bool = Field(default=False, description="without keys, serve more than this machine")
 
 
+class TracingConfig(_Section):
+    """OpenTelemetry traces of requests."""
+
+    endpoint: str = Field(pattern=r"^https?://", description="base address of a collector that takes OTLP over HTTP")
+    sample: float = Field(1.0, ge=0, le=1, description="share of requests that are traced")
+
+
+def trace_config(tracing: TracingConfig | None) -> TraceConfig | None:
+    """Return what deployments are told of it."""
+    return None if tracing is None else TraceConfig(tracing.endpoint, tracing.sample)
+
+
 def keys_file(security: SecurityConfig) -> Path | None:
     """Return the file of tenants; a relative one is taken from where the application is built."""
     return security.api_keys_file.expanduser().resolve() if security.api_keys_file is not None else None
@@ -166,6 +179,7 @@ class AppConfig(_Section):
         AutoscalingConfig(), description="forecasts that scale ahead of demand; null: by requests alone"
     )
     security: SecurityConfig = SecurityConfig()
+    tracing: TracingConfig | None = Field(None, description="traces of requests; null: none")
 
     def pool_of(self, model_id: str) -> PoolConfig:
         """Return the first pool that hosts the model.

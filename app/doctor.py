@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from app.machine import Compiler, Memory
+
 Level = Literal["ok", "warning", "broken"]
 PYTHON = (3, 11), (3, 13)
 # Beyond the budgets: what else runs there wants some too.
@@ -61,13 +63,11 @@ class Facts:
     python: tuple[int, ...]
     versions: Mapping[str, tuple[str, str | None]]
     """By distribution: the version that is pinned, and the one that is installed."""
-    compiler: tuple[str, bool]
-    """The name of the C++ compiler, and whether it is there."""
+    compiler: Compiler
     config_file: str
     config_problems: tuple[str, ...] = ()
     gpus: Gpus = Gpus()
-    memory: tuple[int, int] | None = None
-    """Bytes of memory that engines and service need, and that are free."""
+    memory: Memory | None = None
     dram: Room | None = None
     disk: Room | None = None
     locked_limit_bytes: int | None = None
@@ -122,8 +122,8 @@ def _config(facts: Facts) -> Iterator[Finding]:
 
 
 def _compiler(facts: Facts) -> Iterator[Finding]:
-    name, is_there = facts.compiler
-    if is_there:
+    name = facts.compiler.name
+    if facts.compiler.is_there:
         yield Finding("compiler", "ok", f"a C++ compiler, {name}")
     else:
         yield Finding("compiler", "broken", f"there is no C++ compiler '{name}'", "Install g++, or set CXX.")
@@ -145,10 +145,10 @@ def _gpus(gpus: Gpus) -> Iterator[Finding]:
 def _memory(facts: Facts) -> Iterator[Finding]:
     if facts.memory is None:
         return
-    needed_bytes, free_bytes = facts.memory
+    needed_bytes, free_bytes = facts.memory.needed_bytes, facts.memory.free_bytes
     message = f"{needed_bytes / _GB:.1f} GB of memory are needed and {free_bytes / _GB:.1f} GB are free"
     mend = "Serve fewer models, lower engine.kv_cache_memory_bytes, or end what else runs here."
-    if needed_bytes > free_bytes:
+    if not facts.memory.is_enough:
         yield Finding("memory", "broken", message, mend)
     elif needed_bytes > free_bytes * (1 - _LOW_MEMORY_SHARE):
         yield Finding("memory", "warning", message, mend)

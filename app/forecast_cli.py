@@ -1,6 +1,5 @@
 """``flashserve forecast``: what the running service expects of each model, what it plans, and why."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -13,6 +12,7 @@ from rich.table import Table
 from app.admin_cli import DEFAULT_URL, WIDTH, Url, get
 from app.errors import RefusedError
 from app.forecast_chart import Chart, chart_of, drawn, save
+from app.telling import AsJson, tell
 
 console = Console()
 
@@ -24,7 +24,7 @@ def run(
     url: Url = DEFAULT_URL,
     *,
     png: Annotated[Path | None, typer.Option(help="write the model's chart to this file")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print the plan as JSON")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show what is expected of each model, what is planned, and why."""
     if png is not None and model is None:
@@ -38,9 +38,10 @@ def run(
         chart = chart_of(*next(iter(told.items())))
         if png is not None:
             save(chart, png)
-    if as_json:
-        typer.echo(json.dumps(plan, indent=2))
-        return
+    tell(plan, lambda: _show(plan, chart), as_json=as_json)
+
+
+def _show(plan: dict[str, Any], chart: Chart | None) -> None:
     shown = Console(width=max(console.width, WIDTH))
     if chart is not None:
         _show_model(shown, chart, next(iter(plan["models"].values())))
@@ -48,6 +49,11 @@ def run(
         shown.print(table(plan))
         for pool, each in plan.get("pools", {}).items():
             shown.print(f"pool {pool}: {replicas(each)}", highlight=False)
+    show_beside(shown, plan)
+
+
+def show_beside(shown: Console, plan: dict[str, Any]) -> None:
+    """Show what is wrong with the forecaster, and what was asked of Ray's autoscaler."""
     for what, problem in plan["problems"].items():
         shown.print(f"[yellow]{what}[/]: {problem}", highlight=False, soft_wrap=True)
     if plan["nodes_ahead"]:
@@ -70,8 +76,8 @@ def table(plan: dict[str, Any]) -> Table:
             forecast.get("by") or "",
             str(told["measured"]),
             str(told["floor"]),
-            _seconds(told["awake_in_s"]),
-            _seconds(told["awake_for_s"]),
+            seconds(told["awake_in_s"]),
+            seconds(told["awake_for_s"]),
             told["reason"],
         )
     return shown
@@ -90,7 +96,7 @@ def _show_model(shown: Console, chart: Chart, told: dict[str, Any]) -> None:
         shown.print(line, highlight=False)
     quiet = f"quiet for {told['quiet_s']:.0f} s; " if told["quiet_s"] is not None else ""
     if told["awake_in_s"] is not None:
-        quiet += f"awake in {_seconds(told['awake_in_s'])} for {_seconds(told['awake_for_s'])}; "
+        quiet += f"awake in {seconds(told['awake_in_s'])} for {seconds(told['awake_for_s'])}; "
     shown.print(f"{quiet}{told['reason']}; {told['gaps_seen']} gaps seen", highlight=False)
     for forecaster, errors in (told["forecast"] or {}).get("errors", {}).items():
         mark = " (believed)" if forecaster == told["forecast"]["by"] else ""
@@ -98,5 +104,6 @@ def _show_model(shown: Console, chart: Chart, told: dict[str, Any]) -> None:
         shown.print(f"{forecaster}{mark}: {numbers}", highlight=False)
 
 
-def _seconds(seconds: float | None) -> str:
-    return "" if seconds is None else f"{seconds:.0f} s"
+def seconds(length_s: float | None) -> str:
+    """Return a length of time in whole seconds; nothing for None."""
+    return "" if length_s is None else f"{length_s:.0f} s"

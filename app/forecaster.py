@@ -20,6 +20,7 @@ from app.config import PoolConfig
 from autoscaler.actor import NAMESPACE, ForecasterActor, forecaster_name
 from autoscaler.config import AutoscalingConfig
 from deployments.event_log import log_with
+from deployments.health import check_goes_on
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +47,7 @@ class ForecastKeeper:
     async def check_health(self) -> None:
         """Serve's health check: raises when nobody looks after the forecaster any more; a dead one is no reason."""
         for each in self._loops:
-            if each.done():
-                each.result()
+            check_goes_on(each, "looking after the forecaster")
 
     async def close(self) -> None:
         """Let the forecaster write what it has and withdraw what it asked for, then end it."""

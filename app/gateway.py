@@ -42,6 +42,7 @@ from app.stream_metrics import StreamMetrics
 from app.streams import TokenStreams
 from deployments.engine_args import engine_config
 from deployments.errors import DeploymentError
+from deployments.health import check_goes_on
 from deployments.placements import PLACEMENTS
 from deployments.types import EngineDescription, MoveRequest
 from storage.adapter_files import AdapterFiles
@@ -240,10 +241,8 @@ class Gateway:
 
     async def check_health(self) -> None:
         """Serve's health check: raises when no tokens could be received."""
-        if self._listening.done():
-            self._listening.result()
-        if self._following.done():
-            self._following.result()
+        check_goes_on(self._listening, "listening for tokens", may_end=True)
+        check_goes_on(self._following, "following which models there are")
         self._fleets.check()
 
     async def close(self) -> None:

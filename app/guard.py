@@ -72,6 +72,8 @@ class Guard:
             if path not in _OPEN_PATHS and path != _MODELS_PATH and not path.startswith(f"{_MODELS_PATH}/"):
                 check_admin(caller)
             await self._app(scope, receive, with_limits)
+        # Whatever it is becomes an answer in OpenAI's shape: past here is Serve, which answers with a traceback.
+        # What isn't ours to tell is logged where the answer is made (``responses.error_answer``).
         except Exception as error:
             # The application inside answers for itself.
             if has_begun:

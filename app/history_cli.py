@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,8 @@ import typer
 from rich.console import Console
 
 from app.snapshot_cli import DEFAULT_DIRECTORY, Directory
-from autoscaler.history import RETENTION_S, History, history_file
+from app.telling import AsJson, tell
+from autoscaler.history import RETENTION_S, History, Pushed, history_file
 from autoscaler.log_import import counts_from_csv, counts_from_prometheus
 
 cli = typer.Typer(no_args_is_help=True, help="Import and rename what was asked for in the past.")
@@ -24,6 +26,7 @@ def import_log(
     series: Annotated[str | None, typer.Option(help="the model, where the log doesn't name it")] = None,
     begin_s: Annotated[float, typer.Option(help="Unix time that is added to the CSV's seconds")] = 0.0,
     directory: Directory = DEFAULT_DIRECTORY,
+    as_json: AsJson = False,
 ) -> None:
     """Add an existing log to the arrival history; the same file twice counts once."""
     if log.suffix == ".json":
@@ -33,10 +36,14 @@ def import_log(
     digest = hashlib.sha256(log.read_bytes()).hexdigest()
     with History(history_file(directory.expanduser().resolve())) as history:
         pushed = history.import_log(counts, time.time(), source=f"import:{digest}")
+    models = len({count.series for count in counts})
+    tell(asdict(pushed) | {"models": models}, lambda: _show(log, pushed, models), as_json=as_json)
+
+
+def _show(log: Path, pushed: Pushed, models: int) -> None:
     if pushed.duplicate:
         console.print(f"{log} was imported before", highlight=False)
         return
-    models = len({count.series for count in counts})
     console.print(f"{pushed.kept} seconds with requests for {models} models were imported", highlight=False)
     if pushed.too_old:
         days = max(RETENTION_S.values()) // DAY_S
@@ -50,10 +57,16 @@ def rename(
     old: Annotated[str, typer.Argument(help="a model, or model:adapter")],
     new: Annotated[str, typer.Argument(help="what it is called from now on")],
     directory: Directory = DEFAULT_DIRECTORY,
+    *,
+    as_json: AsJson = False,
 ) -> None:
     """Let a model that was renamed keep its past."""
     with History(history_file(directory.expanduser().resolve())) as history:
         if old not in history.series():
             raise typer.BadParameter(f"nothing was ever asked of '{old}'")
         history.rename(old, new)
-    console.print(f"the past of {old} is that of {new}", highlight=False)
+    tell(
+        {"old": old, "new": new},
+        lambda: console.print(f"the past of {old} is that of {new}", highlight=False),
+        as_json=as_json,
+    )

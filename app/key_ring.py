@@ -16,6 +16,7 @@ from pathlib import Path
 from app.api_keys import KeyTable, StoredKey, fits, key_id, read_keys
 from app.errors import ConfigError, KeyRefusedError, KeysUnavailableError
 from app.tenants import Tenant
+from deployments.health import check_goes_on
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +54,7 @@ class KeyRing:
 
     def check(self) -> None:
         """Raise what has ended the following, if anything has."""
-        if self._following is not None and self._following.done():
-            self._following.result()
+        check_goes_on(self._following, "following the file of API keys")
 
     def close(self) -> None:
         """Follow the file no longer."""

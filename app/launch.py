@@ -8,7 +8,6 @@ import ipaddress
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,8 +23,9 @@ import yaml
 from rich.console import Console
 
 from app.api_keys import read_keys
-from app.config import AppConfig, ModelConfig, dram_dir, keys_file, parse_config
+from app.config import AppConfig, dram_dir, keys_file, parse_config
 from app.errors import ConfigError, LaunchError
+from app.machine import find_compiler, memory_for, port_problem
 
 START_TIMEOUT_S = 600.0
 STOP_TIMEOUT_S = 60.0
@@ -41,11 +41,6 @@ RAY_SETTINGS = {
 
 # What `serve run` logs, and goes on running, when the application fails.
 DEPLOYMENT_FAILED = "failed with exception"
-
-# Measured: an engine's two processes and what they import, beside weights and KV cache.
-ENGINE_OVERHEAD_BYTES = 1_500_000_000
-SERVICE_OVERHEAD_BYTES = 2_500_000_000
-DEFAULT_KV_BYTES = 512 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -101,23 +96,22 @@ def check_machine(plan: Plan) -> None:
     Raises:
         LaunchError: a sentence that says what is missing.
     """
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((plan.host, plan.port))
-        except OSError as error:
-            raise LaunchError(
-                f"Port {plan.port} on {plan.host} can't be used ({error.strerror}): "
-                f"stop what listens there, or set http_options.port in {plan.config_file}."
-            ) from error
-    check_exposure(plan)
-    compiler = os.environ.get("CXX", "g++")
-    if shutil.which(compiler) is None:
-        raise LaunchError(f"There is no C++ compiler '{compiler}', which vLLM needs on a CPU: install g++ or set CXX.")
-    needed_bytes, free_bytes = memory_needed_bytes(plan.config), psutil.virtual_memory().available
-    if free_bytes < needed_bytes:
+    problem = port_problem(plan.host, plan.port)
+    if problem is not None:
         raise LaunchError(
-            f"{needed_bytes / 1e9:.1f} GB of memory are needed and {free_bytes / 1e9:.1f} GB are free: "
+            f"Port {plan.port} on {plan.host} can't be used ({problem}): "
+            f"stop what listens there, or set http_options.port in {plan.config_file}."
+        )
+    check_exposure(plan)
+    compiler = find_compiler()
+    if not compiler.is_there:
+        raise LaunchError(
+            f"There is no C++ compiler '{compiler.name}', which vLLM needs on a CPU: install g++ or set CXX."
+        )
+    memory = memory_for(plan.config)
+    if not memory.is_enough:
+        raise LaunchError(
+            f"{memory.needed_bytes / 1e9:.1f} GB of memory are needed and {memory.free_bytes / 1e9:.1f} GB are free: "
             "serve fewer models, or lower engine.kv_cache_memory_bytes."
         )
 
@@ -139,25 +133,6 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def memory_needed_bytes(config: AppConfig) -> int:
-    """Estimate the host memory that the configured engines on CPUs and the service need."""
-    total_bytes = SERVICE_OVERHEAD_BYTES
-    for model in config.models:
-        pool = config.pool_of(model.id)
-        if pool.num_gpus:
-            continue
-        total_bytes += engine_bytes(model, Path(model.source).expanduser()) * pool.min_replicas
-    return total_bytes
-
-
-def engine_bytes(model: ModelConfig, directory: Path) -> int:
-    """Estimate the memory of a model's engine on a CPU, for as long as nobody has measured it."""
-    weights_bytes = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
-    kv_bytes = model.engine.get("kv_cache_memory_bytes")
-    # vLLM says so if it is no number.
-    return weights_bytes + (kv_bytes if isinstance(kv_bytes, int) else DEFAULT_KV_BYTES) + ENGINE_OVERHEAD_BYTES
 
 
 def run(plan: Plan, log_file: Path, console: Console) -> int:

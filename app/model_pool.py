@@ -17,6 +17,7 @@ from app.demand import Demand
 from app.errors import AppError, RequestEndsEnginesError
 from app.fair_queue import FairQueue
 from app.migration import ResumeCost
+from app.request_record import current_record
 from app.resumption import GiveUp, History, RetryLimits, after_failure
 from app.stream_metrics import StreamMetrics
 from deployments.adapters import qualified
@@ -80,6 +81,7 @@ class ModelPool:
                 raise as_vllm_error(error) from error
             if self.metrics is not None:
                 self.metrics.queued(time.monotonic() - begin_s)
+            current_record().span.lasted("queue", begin_s, time.monotonic())
             yield rank
 
     def count_gap(self, seconds: float) -> None:
@@ -155,10 +157,14 @@ async def embedded(ask: EmbedRequest, pool: ModelPool) -> Embedding:
     """Return what a replica makes of a prompt, asking again when it is lost. Raises as ``SequenceCarrier.carry``."""
     failures = FailureCount(ask["model_id"], pool)
     pool.count_asked(ask)
+    attempt = 0
     while True:
-        response = pool.replicas.embed.remote(ask)
+        attempt += 1
+        span = current_record().span.child("attempt", "client", flashserve__attempt=attempt)
+        response = pool.replicas.embed.remote({**ask, "traceparent": span.traceparent} if span else ask)
         try:
-            return await response
+            with span:
+                return await response
         except (Exception, asyncio.CancelledError) as error:
             if is_stopped(error):
                 raise

@@ -6,7 +6,7 @@ from app.accepted import AcceptedModels
 from app.catalogue import Entry
 from app.config import AppConfig, ModelConfig, PoolConfig, StorageConfig, disk_dir, dram_dir
 from app.errors import ConfigError
-from app.launch import engine_bytes
+from app.machine import engine_bytes
 from app.names import ADAPTER_NAME, NAME_RULE
 from deployments.errors import EngineArgumentError
 from deployments.types import AdapterSpec, ModelSpec

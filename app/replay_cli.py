@@ -1,6 +1,5 @@
 """``flashserve replay``: what a recorded trace would cost, and how long its users would wait, under each policy."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +9,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from app.telling import AsJson, progress_console, tell
 from autoscaler.clairvoyant import bound
 from autoscaler.foretold import foretell
 from autoscaler.layers import PROFILES
@@ -32,7 +32,7 @@ def run(  # noqa: PLR0913 - the options of a command
     learn: Annotated[float, typer.Option(min=0, max=0.95, help="share of the trace that isn't counted")] = 0.65,
     max_requests: Annotated[int | None, typer.Option(help=SERIES_HELP)] = None,
     jobs: Annotated[int, typer.Option(min=1, help="processors to replay on")] = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Replay a recorded trace through scaling policies in virtual time."""
     names = policy or list(POLICIES)
@@ -44,7 +44,7 @@ def run(  # noqa: PLR0913 - the options of a command
     beforehand = Known(gaps_of(arrivals, begin_s), foretell(arrivals))
     outcomes: dict[str, Outcome] = {}
     requests = sum(len(each.at_s) for each in arrivals.values())
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with Progress(console=progress_console, transient=True) as progress:
         for name in names:
             task = progress.add_task(name, total=requests)
             value = POLICIES[name].default if setting is None else setting
@@ -56,10 +56,9 @@ def run(  # noqa: PLR0913 - the options of a command
                 lambda done, task=task: progress.advance(task, done),  # type: ignore[misc]
             )
     outcomes[BOUND] = bound(arrivals, PROFILES[profile], slots, begin_s=begin_s)
-    if as_json:
-        typer.echo(json.dumps({name: summary(outcome) for name, outcome in outcomes.items()}, indent=2))
-    else:
-        Console().print(table(f"{trace.name}, {requests} requests, {profile}", outcomes))
+    told = {name: summary(outcome) for name, outcome in outcomes.items()}
+    title = f"{trace.name}, {requests} requests, {profile}"
+    tell(told, lambda: Console().print(table(title, outcomes)), as_json=as_json)
 
 
 def summary(outcome: Outcome) -> dict[str, float]:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Literal
 
+from deployments.tracing import NO_SPAN, Span
+
 Outcome = Literal["ok", "wrong", "refused", "failed", "left"]
 _REFUSED = {
     HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN,
@@ -39,6 +41,8 @@ class RequestRecord:
     refusal: str | None = None
     # What ended it after it had begun to answer.
     failure: str | None = None
+    # What traces it.
+    span: Span = NO_SPAN
 
     def tokens_came(self, count: int, now_s: float) -> None:
         """Count tokens on their way to the client."""

@@ -24,7 +24,7 @@ from app.openai_layer import ANSWER_TYPES, REQUEST_TYPES, STREAMING, OpenAILayer
 from app.refusals import refusal_of
 from app.request_record import current_record
 from app.responses import BAD_REQUEST_ERRORS, error_answer
-from app.status import status_of
+from app.status import service_status
 from app.ui_routes import add_ui_routes
 from deployments.errors import DeploymentError
 from deployments.types import EngineDescription
@@ -252,7 +252,7 @@ def _add_view_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/admin/status")
     async def admin_status() -> dict[str, Any]:
-        return await status_of(service)
+        return await service_status(service)
 
     @app.get("/admin/tenants")
     async def admin_tenants() -> dict[str, Any]:

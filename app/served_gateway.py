@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ray import serve
 from starlette.types import ASGIApp
 
-from app.config import AppConfig
+from app.config import AppConfig, trace_config
 from app.door import Door
 from app.key_ring import KeyRing
 from app.refusals import refusal_of
@@ -23,6 +23,7 @@ from app.request_metrics import RequestMetrics
 from app.tenant_metrics import TenantMetrics
 from app.visits import NotedRequests, Visits, status_of_answer
 from deployments.event_log import log_with
+from deployments.tracing import Tracing
 from storage.store import StoreConfig
 
 if TYPE_CHECKING:
@@ -43,10 +44,11 @@ class GuardedGateway:
         storage: StoreConfig,
         forecaster: Any = None,
         keys_file: Path | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         """``catalogue``, ``pools`` (by name), ``nodes`` and ``forecaster`` (None without one) are Serve handles.
 
-        Without ``keys_file`` there is no need of keys.
+        Without ``keys_file`` there is no need of keys, and without ``tracing`` there are no traces.
         """
         from app.gateway import Gateway  # noqa: PLC0415 - imports vLLM
 
@@ -56,7 +58,8 @@ class GuardedGateway:
         self._gateway = Gateway(config, catalogue, pools, nodes, storage, self._door, forecaster)
         self._allow_anonymous = config.security.allow_anonymous
         self._max_body_bytes = config.gateway.max_body_bytes
-        self._visits = Visits(RequestMetrics())
+        self._tracing = tracing
+        self._visits = Visits(RequestMetrics(), tracing)
         self._door.run()
         if ring is None and self._allow_anonymous:
             logger.warning("there are no API keys: anybody who reaches this service may use and administer it")
@@ -70,9 +73,14 @@ class GuardedGateway:
         guarded = Guard(app, self._door, PATHS.values(), allow_anonymous=self._allow_anonymous)
         return NotedRequests(guarded, self._visits, PATHS)
 
-    async def call(self, operation: "Operation", body: dict[str, Any], api_key: str | None = None) -> dict[str, Any]:
-        """Answer a request given as OpenAI's JSON body: builtin types in and out, an error as OpenAI's error object."""
-        record = self._visits.begin(operation)
+    async def call(
+        self, operation: "Operation", body: dict[str, Any], api_key: str | None = None, traceparent: str | None = None
+    ) -> dict[str, Any]:
+        """Answer a request given as OpenAI's JSON body: builtin types in and out, an error as OpenAI's error object.
+
+        ``traceparent`` is as the header of that name.
+        """
+        record = self._visits.begin(operation, headers=_trace_headers(traceparent))
         try:
             caller = await self._door.identify(api_key)
             record.tenant = caller.name
@@ -89,10 +97,10 @@ class GuardedGateway:
         return answer
 
     async def stream(
-        self, operation: "Operation", body: dict[str, Any], api_key: str | None = None
+        self, operation: "Operation", body: dict[str, Any], api_key: str | None = None, traceparent: str | None = None
     ) -> AsyncGenerator[dict[str, Any], None]:
         """Yield the chunks of a streamed answer as builtin types; an error is one chunk with OpenAI's error object."""
-        record = self._visits.begin(operation)
+        record = self._visits.begin(operation, headers=_trace_headers(traceparent))
         try:
             caller = await self._door.identify(api_key)
             record.tenant = caller.name
@@ -124,6 +132,8 @@ class GuardedGateway:
         """End what the gateway does by itself, and what replicas generate for it."""
         self._door.close()
         await self._gateway.close()
+        if self._tracing is not None:
+            await self._tracing.close()
 
     def __repr__(self) -> str:
         return f"<GuardedGateway {self._door!r} {self._gateway!r}>"
@@ -135,13 +145,19 @@ def _error_answer(error: Exception) -> dict[str, Any]:
     return error_answer(error)
 
 
+def _trace_headers(traceparent: str | None) -> dict[str, str] | None:
+    return None if traceparent is None else {"traceparent": traceparent}
+
+
 class ServedGateway(GuardedGateway):
     """Serve calls ``__del__`` by hand when it shuts a replica down, and awaits it."""
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        """As ``GuardedGateway``."""
+    def __init__(self, config: AppConfig, **named: Any) -> None:
+        """As ``GuardedGateway``, with the traces that ``config`` asks for."""
         log_with("ray.serve")
-        super().__init__(*arguments, **named)
+        traces = trace_config(config.tracing)
+        name = serve.get_replica_context().replica_id.unique_id
+        super().__init__(config, tracing=None if traces is None else Tracing(traces, "gateway", name), **named)
 
     async def __del__(self) -> None:
         await self.close()

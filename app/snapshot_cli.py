@@ -3,10 +3,10 @@
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -14,6 +14,7 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
+from app.telling import AsJson, progress_console, tell
 from storage.checkpoint import SourceCache
 from storage.errors import SnapshotBusyError, SnapshotMissingError
 from storage.folders import DirectoryFolder
@@ -49,6 +50,8 @@ def build(
     models: Annotated[list[str] | None, typer.Argument(help="ids of configured models; all if none is given")] = None,
     config_file: Annotated[Path, typer.Option("--config", help="Serve config file")] = Path("serve_config.yaml"),
     directory: Directory = DEFAULT_DIRECTORY,
+    *,
+    as_json: AsJson = False,
 ) -> None:
     """Build the snapshots of configured models that are not there yet."""
     from app.errors import ConfigError  # noqa: PLC0415
@@ -61,55 +64,69 @@ def build(
     config = read_plan(config_file).config
     specs = {entry.spec.id: entry.spec for entry in check_models(config)}
     sources = SourceCache(directory, config.storage.s3.endpoint_url)
+    built: list[tuple[Manifest, bool]] = []
     for model in models or specs:
         if model not in specs:
             raise ConfigError((f"models: there is no model '{model}' in {config_file}",))
         spec = specs[model]
-        with console.status(f"{model}: looking at the checkpoint …"):
+        with progress_console.status(f"{model}: looking at the checkpoint …"):
             source = sources.localize(spec.source or spec.path)
             origin = origin_of(spec, sources.digest(source))
         if origin.snapshot_id in tier:
-            console.print(f"{model}: {origin.snapshot_id[:_ID_DIGITS]} is there already", highlight=False)
+            built.append((tier.manifest(origin.snapshot_id), False))
+            _say(f"{model}: {origin.snapshot_id[:_ID_DIGITS]} is there already", as_json=as_json)
             continue
-        with console.status(f"{model}: building …"), sources.checkpoint(source) as checkpoint:
+        with progress_console.status(f"{model}: building …"), sources.checkpoint(source) as checkpoint:
             whole = replace(spec, path=str(checkpoint))
             manifest = asyncio.run(build_snapshot(whole, origin, tier, VllmEngine))
-        console.print(f"{model}: built {_text(manifest)}", highlight=False)
+        built.append((manifest, True))
+        _say(f"{model}: built {_text(manifest)}", as_json=as_json)
+    tell([_told(manifest) | {"is_new": is_new} for manifest, is_new in built], _nothing, as_json=as_json)
 
 
 @cli.command("ls")
-def list_snapshots(directory: Directory = DEFAULT_DIRECTORY) -> None:
+def list_snapshots(directory: Directory = DEFAULT_DIRECTORY, *, as_json: AsJson = False) -> None:
     """List the snapshots of the disk tier."""
     tier = _tier(directory)
+    manifests = [tier.manifest(snapshot_id) for snapshot_id in tier.ids()]
+    tell([_told(manifest) for manifest in manifests], lambda: _show(manifests), as_json=as_json)
+
+
+def _show(manifests: list[Manifest]) -> None:
     table = Table("id", "model", "size", "type", "tensors", "made for")
-    for snapshot_id in tier.ids():
-        manifest = tier.manifest(snapshot_id)
+    for manifest in manifests:
         origin = manifest.origin
         quantized = f"{origin.dtype} {origin.quantization or ''}".strip()
         made_for = f"{origin.platform}, vLLM {origin.vllm_version}, {origin.tensor_parallel} ranks"
-        row = (snapshot_id[:_ID_DIGITS], manifest.name, decimal(manifest.size_bytes), quantized)
+        row = (manifest.id[:_ID_DIGITS], manifest.name, decimal(manifest.size_bytes), quantized)
         table.add_row(*row, str(len(manifest.tensors)), made_for)
     console.print(table)
 
 
 @cli.command()
 def verify(
-    names: Annotated[list[str] | None, typer.Argument()] = None, directory: Directory = DEFAULT_DIRECTORY
+    names: Annotated[list[str] | None, typer.Argument()] = None,
+    directory: Directory = DEFAULT_DIRECTORY,
+    *,
+    as_json: AsJson = False,
 ) -> None:
     """Read snapshots whole and compare them with their manifests; all of them if none is named."""
     tier = _tier(directory)
     tier.recover()
+    whole: list[Manifest] = []
     for snapshot_id in [_find(tier, name).id for name in names or ()] or tier.ids():
         manifest = tier.manifest(snapshot_id)
         folder = DirectoryFolder(tier.path(snapshot_id))
         with _bar("checking", manifest) as advance:
             verify_shape(manifest, folder)
             verify_files(manifest, folder, on_chunk=advance)
-        console.print(f"[green]ok[/] {_text(manifest)}", highlight=False)
+        whole.append(manifest)
+        _say(f"[green]ok[/] {_text(manifest)}", as_json=as_json)
+    tell([_told(manifest) for manifest in whole], _nothing, as_json=as_json)
 
 
 @cli.command("rm")
-def remove(name: Name, directory: Directory = DEFAULT_DIRECTORY) -> None:
+def remove(name: Name, directory: Directory = DEFAULT_DIRECTORY, *, as_json: AsJson = False) -> None:
     """Remove a snapshot from the disk tier, unless an engine uses it."""
     tier = _tier(directory)
     manifest = _find(tier, name)
@@ -117,7 +134,7 @@ def remove(name: Name, directory: Directory = DEFAULT_DIRECTORY) -> None:
     if leases:
         raise SnapshotBusyError(manifest.name, leases)
     tier.remove(manifest.id)
-    console.print(f"removed {_text(manifest)}", highlight=False)
+    _tell_of(manifest, f"removed {_text(manifest)}", as_json=as_json)
 
 
 @cli.command()
@@ -125,11 +142,13 @@ def pin(
     name: Name,
     tier: Annotated[PinTier, typer.Argument(help="where to keep it; none: nowhere in particular")],
     directory: Directory = DEFAULT_DIRECTORY,
+    *,
+    as_json: AsJson = False,
 ) -> None:
     """Keep a snapshot in a tier, whatever else wants the room; a running service stages it there within seconds."""
     manifest = _find(_tier(directory), name)
     write_pin(directory, manifest.id, None if tier is PinTier.NONE else cast("TierName", tier.value))
-    console.print(f"pinned {_text(manifest)} to {tier.value}", highlight=False)
+    _tell_of(manifest, f"pinned {_text(manifest)} to {tier.value}", as_json=as_json, tier=tier.value)
 
 
 @cli.command("publish")
@@ -138,6 +157,8 @@ def publish_snapshot(
     url: Annotated[str, typer.Argument(help="s3://bucket/prefix, or a directory")],
     s3_endpoint_url: Endpoint = None,
     directory: Directory = DEFAULT_DIRECTORY,
+    *,
+    as_json: AsJson = False,
 ) -> None:
     """Store a snapshot where other nodes can fetch it; they see it when it is whole."""
     tier = _tier(directory)
@@ -145,7 +166,7 @@ def publish_snapshot(
     with _bar("publishing", manifest) as advance:
         target = open_folder(url, s3_endpoint_url)
         publish(manifest, tier.path(manifest.id), target, lambda file: advance(file.size_bytes))
-    console.print(f"published {_text(manifest)} at {url}", highlight=False)
+    _tell_of(manifest, f"published {_text(manifest)} at {url}", as_json=as_json, url=url)
 
 
 @cli.command()
@@ -153,6 +174,8 @@ def fetch(
     url: Annotated[str, typer.Argument(help="where a snapshot was published")],
     s3_endpoint_url: Endpoint = None,
     directory: Directory = DEFAULT_DIRECTORY,
+    *,
+    as_json: AsJson = False,
 ) -> None:
     """Bring a published snapshot into the disk tier."""
     tier = _tier(directory)
@@ -162,7 +185,7 @@ def fetch(
         with tier.begin(manifest) as partial, _bar("fetching", manifest) as advance:
             copy_snapshot(manifest, source, [partial], CopyPolicy(), advance)
             partial.commit()
-    console.print(f"{_text(manifest)} is in {directory}", highlight=False)
+    _tell_of(manifest, f"{_text(manifest)} is in {directory}", as_json=as_json, directory=str(directory))
 
 
 def _tier(directory: Path) -> LocalTier:
@@ -182,9 +205,30 @@ def _text(manifest: Manifest) -> str:
     return f"{manifest.name} {manifest.id[:_ID_DIGITS]} ({decimal(manifest.size_bytes)})"
 
 
+def _told(manifest: Manifest) -> dict[str, Any]:
+    origin = asdict(manifest.origin)
+    tensors = len(manifest.tensors)
+    return {"id": manifest.id, "model": manifest.name, "size_bytes": manifest.size_bytes, "tensors": tensors} | origin
+
+
+def _tell_of(manifest: Manifest, text: str, *, as_json: bool, **more: str) -> None:
+    tell(_told(manifest) | more, lambda: console.print(text, highlight=False), as_json=as_json)
+
+
+def _say(text: str, *, as_json: bool) -> None:
+    """Say at once what is done so far, where people read it."""
+    if not as_json:
+        console.print(text, highlight=False)
+
+
+def _nothing() -> None:
+    """Show what has been said already."""
+
+
 @contextmanager
 def _bar(verb: str, manifest: Manifest) -> Iterator[Callable[[int], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+    is_shown = progress_console.is_terminal
+    with Progress(*columns, TimeRemainingColumn(), console=progress_console, disable=not is_shown) as progress:
         task = progress.add_task(f"{verb} {manifest.name}", total=manifest.size_bytes)
         yield lambda size_bytes: progress.advance(task, size_bytes)

@@ -29,14 +29,14 @@ class Watched(Protocol):
         ...
 
 
-async def status_of(service: Watched) -> dict[str, Any]:
+async def service_status(service: Watched) -> dict[str, Any]:
     """Return ``at_s``, ``models``, ``nodes`` (their tiers) and ``plan``; what can't be had is None, with why."""
     problems: dict[str, str] = {}
 
     async def told(what: str, asked: Awaitable[Any]) -> Any:
         try:
             return await asked
-        except (AppError, DeploymentError, RayError, RayServeException, AttributeError) as error:
+        except (AppError, DeploymentError, RayError, RayServeException) as error:
             problems[what] = str(error).splitlines()[0] if str(error) else type(error).__name__
             return None
 

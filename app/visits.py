@@ -1,7 +1,7 @@
 """Requests to the operations of the API, noted from their first byte to their last: counted, and a line of log each.
 
-Covers: when a request begins and ends, over HTTP and by handle. Does not cover: what is noted meanwhile
-(``request_record``, by whoever knows), metrics' names (``request_metrics``).
+Covers: when a request begins and ends, over HTTP and by handle, and the span that lasts from the one to the other. Does
+not cover: what is noted meanwhile (``request_record``, by whoever knows), metrics' names (``request_metrics``).
 """
 
 import logging
@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.request_metrics import RequestMetrics
 from app.request_record import RequestRecord, begin_record, noted_id
 from deployments.event_log import event_line
+from deployments.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -25,12 +26,26 @@ REQUEST_ID_HEADER = "x-request-id"
 class Visits:
     """One gateway's; one event loop."""
 
-    def __init__(self, metrics: RequestMetrics | None = None) -> None:
+    def __init__(self, metrics: RequestMetrics | None = None, tracing: Tracing | None = None) -> None:
         self._metrics = metrics
+        self._tracing = tracing
 
-    def begin(self, operation: str, request_id: str | None = None) -> RequestRecord:
-        """Return the notes of a request that has come, which this task works for from now on."""
+    def begin(
+        self, operation: str, request_id: str | None = None, headers: Mapping[str, str] | None = None
+    ) -> RequestRecord:
+        """Return the notes of a request that has come, which this task works for from now on.
+
+        ``headers`` may hold W3C's ``traceparent``.
+        """
         record = RequestRecord(noted_id(request_id), operation)
+        if self._tracing is not None:
+            record.span = self._tracing.begin(
+                operation,
+                headers,
+                record.began_s,
+                gen_ai__operation__name=operation,
+                flashserve__request_id=record.request_id,
+            )
         begin_record(record)
         return record
 
@@ -39,6 +54,8 @@ class Visits:
         now_s = time.monotonic()
         if self._metrics is not None:
             self._metrics.finished(record, now_s)
+        if record.span:
+            _end_span(record, now_s)
         first_token_s = None if record.first_token_s is None else record.first_token_s - record.began_s
         logger.info(
             event_line(
@@ -61,6 +78,20 @@ class Visits:
         return f"<Visits {'counted' if self._metrics is not None else 'not counted'}>"
 
 
+def _end_span(record: RequestRecord, now_s: float) -> None:
+    outcome = record.outcome()
+    record.span.note(
+        gen_ai__request__model=record.model or None,
+        gen_ai__usage__input_tokens=record.prompt_tokens,
+        gen_ai__usage__output_tokens=record.completion_tokens,
+        http__response__status_code=record.status or None,
+        flashserve__tenant=record.tenant or None,
+        flashserve__outcome=outcome,
+    )
+    # Who is told of a mistake of theirs, or leaves, has not met a failure of the service.
+    record.span.end(record.refusal or record.failure or outcome if outcome in {"failed", "refused"} else None, now_s)
+
+
 class NotedRequests:
     """ASGI middleware, the outermost: what is refused at the door is noted too."""
 
@@ -77,7 +108,8 @@ class NotedRequests:
         if operation is None:
             await self._app(scope, receive, send)
             return
-        record = self._visits.begin(operation, Headers(scope=scope).get(REQUEST_ID_HEADER))
+        headers = Headers(scope=scope)
+        record = self._visits.begin(operation, headers.get(REQUEST_ID_HEADER), headers)
 
         async def noting(message: Message) -> None:
             if message["type"] == "http.response.start":

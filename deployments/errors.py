@@ -13,6 +13,7 @@ DeploymentError
 ├── ResumeUnsupportedError  the engine can't go on exactly where another one ended
 ├── UnknownModelError     the replica does not host this model
 ├── EngineArgumentError   an engine argument in the configuration is unknown or invalid
+├── CareEndedError        what a deployment does without end has ended: it is unhealthy
 └── FeedError             the token feed to the gateway could not be opened or broke
 
 All are picklable: every field is positional and goes to ``Exception.__init__``. HTTP statuses are decided in ``app``.
@@ -168,3 +169,15 @@ class FeedError(DeploymentError):
 
     def __str__(self) -> str:
         return f"The token feed to the gateway at {self.address} broke: {self.reason}"
+
+
+class CareEndedError(DeploymentError):
+    """Nobody is ``doing`` any more what a deployment does as long as it lives."""
+
+    def __init__(self, doing: str, reason: str) -> None:
+        super().__init__(doing, reason)
+        self.doing = doing
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"Nobody is {self.doing} any more: {self.reason}"

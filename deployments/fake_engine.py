@@ -19,7 +19,16 @@ from deployments.errors import (
     RequestRejectedError,
     WakeError,
 )
-from deployments.types import AdapterRef, AdapterSpec, Embedding, EmbedRequest, GenerateRequest, ModelSpec, StartReport
+from deployments.types import (
+    NOT_STARTED,
+    AdapterRef,
+    AdapterSpec,
+    Embedding,
+    EmbedRequest,
+    GenerateRequest,
+    ModelSpec,
+    StartReport,
+)
 from deployments.wire import TokenDelta
 
 AWAKE_BYTES, ASLEEP_BYTES = 100, 10
@@ -68,8 +77,11 @@ class FakeEngine:
                     self.check()
                     finish_reason = "length" if index == max_tokens - 1 else None
                     cached_tokens = 0 if index == 0 else None
+                    queued_s = 0.0 if index == delivered and request.get("traceparent") else None
                     token_ids = [prompt[index % len(prompt)]]
-                    yield TokenDelta(stream_id, token_ids, finish_reason, cached_tokens=cached_tokens)
+                    yield TokenDelta(
+                        stream_id, token_ids, finish_reason, cached_tokens=cached_tokens, queued_s=queued_s
+                    )
         finally:
             self.running.discard(stream_id)
 
@@ -121,7 +133,7 @@ class FakeEngine:
 
     def start_report(self) -> StartReport:
         """See ``Engine.start_report``."""
-        return {"weights_from": "nowhere", "found_in": "nowhere", "snapshot_id": "", "stages_s": {}}
+        return {**NOT_STARTED, "weights_from": "nowhere", "found_in": "nowhere"}
 
     async def sleep(self) -> None:
         """See ``Engine.sleep``."""

@@ -12,6 +12,7 @@ from typing import Any
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
+from deployments.health import check_goes_on
 from deployments.types import ModelSpec
 
 logger = logging.getLogger(__name__)
@@ -56,8 +57,7 @@ class HostedModels:
 
     def check(self) -> None:
         """Raise what has ended the following, if anything has."""
-        if self._following is not None and self._following.done():
-            self._following.result()
+        check_goes_on(self._following, "following which models there are")
 
     def close(self) -> None:
         """Follow no longer."""

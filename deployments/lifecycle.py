@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 from deployments.engine import Engine
 from deployments.errors import EngineBusyError, EngineDiedError, EngineStartError, SleepUnsupportedError, WakeError
-from deployments.start_times import StartTimes
+from deployments.start_times import StartTimes, one_after_the_other
 from deployments.types import NOT_STARTED, AdapterSpec, EngineDescription, EngineState, StartEvent, StartReport
 
 # Failed starts, or early deaths, until a model is given up for a while.
@@ -208,6 +208,10 @@ class EngineLifecycle:
         """See ``Engine.adapters``. Raises EngineDiedError."""
         return [] if self._engine is None or self.state == "starting" else await self._engine.adapters()
 
+    def recent(self) -> list[StartEvent]:
+        """Return how it became ready the last few times, oldest first."""
+        return list(self._recent)
+
     def describe(self, requests: int, waiting: int) -> EngineDescription:
         """Return the state for status pages and gateways."""
         engine = self._engine
@@ -228,19 +232,19 @@ class EngineLifecycle:
             "tier": self._tier(),
             "nodes": [self.node] if self.node and engine is not None else [],
             "start": engine.start_report() if engine is not None else NOT_STARTED,
-            "recent": list(self._recent),
+            "recent": self.recent(),
         }
 
     def _note(self, kind: Literal["start", "wake"], took_s: float) -> None:
         report = self._needed().start_report()
-        stages_s = dict(report["stages_s"]) if kind == "start" else {}
-        found_in = report["found_in"]
+        stages_s = dict(report["stages_s"] if kind == "start" else report["wake_stages_s"])
         event: StartEvent = {
             "kind": kind,
             "at_s": time.time(),
             "took_s": took_s,
-            "tier": found_in,
+            "tier": report["found_in"],
             "stages_s": stages_s,
+            "begins_s": dict(report["begins_s"]) if kind == "start" else one_after_the_other(stages_s),
         }
         self._recent.append(event)
 

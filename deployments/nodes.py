@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from deployments.event_log import log_with
 from deployments.forked_engine import PoolAddress
+from deployments.health import check_goes_on
 from deployments.process_pool import ProcessPool
 from storage.actor import NAMESPACE, StoreActor, StoreClient, store_name
 from storage.errors import StorageError
@@ -70,20 +71,12 @@ class NodeKeeper:
 
     async def tiers(self) -> dict[str, Any]:
         """Return what is where, by node: as ``SnapshotStore.describe``, or the reason why a store doesn't answer."""
-        nodes = list(self._stores)
-        return dict(zip(nodes, await asyncio.gather(*(self._describe(node) for node in nodes)), strict=True))
+        stores = dict(self._stores)
+        return dict(zip(stores, await asyncio.gather(*map(_description, stores.values())), strict=True))
 
     async def check_health(self) -> None:
         """Serve's health check: raises when nobody looks after the stores any more."""
-        if self._keeping.done():
-            self._keeping.result()
-
-    async def _describe(self, node: str) -> dict[str, Any]:
-        try:
-            async with asyncio.timeout(_ANSWER_TIMEOUT_S):
-                return await self._stores[node].describe.remote()
-        except (RayError, TimeoutError) as error:
-            return {"error": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"}
+        check_goes_on(self._keeping, "looking after the nodes' snapshot stores")
 
     async def _keep(self) -> None:
         while True:
@@ -111,3 +104,11 @@ class NodeKeeper:
 
     def __repr__(self) -> str:
         return f"<NodeKeeper {len(self._stores)} nodes>"
+
+
+async def _description(store: Any) -> dict[str, Any]:
+    try:
+        async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+            return await store.describe.remote()
+    except (RayError, TimeoutError) as error:
+        return {"error": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"}

@@ -22,10 +22,12 @@ from deployments.hosting import HostedModels
 from deployments.news import Newsroom
 from deployments.nodes import NodeClient
 from deployments.plan_follower import PlanFollower
+from deployments.request_trace import TracedDeltas
 from deployments.residency import Limits
 from deployments.residency_metrics import ResidencyMetrics
 from deployments.residents import Residents
 from deployments.start_metrics import StartMetrics
+from deployments.tracing import NO_SPAN, Span, TraceConfig, Tracing
 from deployments.types import (
     DescribeRequest,
     Embedding,
@@ -76,12 +78,28 @@ class EngineReplica:
         self._news = Newsroom(pool, replica_id, self._residents)
         self._news.run()
         self._plan: PlanFollower | None = None
+        self._tracing: Tracing | None = None
 
     def follow(self, forecaster: str, pool: str, replica_id: str) -> PlanFollower:
         """Follow the plan of the actor ``forecaster`` from now on."""
         self._plan = PlanFollower(forecaster, pool, replica_id, self._residents)
         self._plan.run()
         return self._plan
+
+    def trace(self, tracing: Tracing) -> None:
+        """Record spans of requests that are traced."""
+        self._tracing = tracing
+
+    def _span(self, name: str, request: GenerateRequest | EmbedRequest) -> Span:
+        if self._tracing is None:
+            return NO_SPAN
+        return self._tracing.go_on(
+            name,
+            request.get("traceparent"),
+            gen_ai__request__model=request["model_id"],
+            flashserve__sequence=request["stream_id"],
+            flashserve__tenant=request.get("tenant") or None,
+        )
 
     async def generate(self, request: GenerateRequest) -> GenerateSummary:
         """Generate one sequence; its deltas go to the gateway's feed, the summary comes back when it has ended.
@@ -92,9 +110,13 @@ class EngineReplica:
             UnknownModelError, EngineUnavailableError, EngineDiedError, RequestRejectedError,
             ResumeUnsupportedError, FeedError.
         """
+        with self._span("generate", request) as span:
+            return await self._generate_for(request, span)
+
+    async def _generate_for(self, request: GenerateRequest, span: Span) -> GenerateSummary:
         await self._catch_up(request["model_id"], request.get("revision"))
         feed = await self._feeds.open(request["reply_to"])
-        work = asyncio.ensure_future(self._generate(request, feed))
+        work = asyncio.ensure_future(self._generate(request, feed, span))
         forget = feed.on_lost(work.cancel)
         try:
             return await work
@@ -112,37 +134,41 @@ class EngineReplica:
         finally:
             forget()
 
-    async def _generate(self, request: GenerateRequest, feed: GatewayFeed) -> GenerateSummary:
+    async def _generate(self, request: GenerateRequest, feed: GatewayFeed, span: Span) -> GenerateSummary:
         stream_id, model_id = request["stream_id"], request["model_id"]
         self._streaming[stream_id] = (model_id, feed)
         try:
             async with (
                 self._leases.held(model_id, request.get("adapter")) as adapter,
                 self._residents.use(
-                    model_id, keep_awake_s=request.get("keep_awake_s"), tenant=request.get("tenant", "")
+                    model_id, keep_awake_s=request.get("keep_awake_s"), tenant=request.get("tenant", ""), span=span
                 ) as engine,
             ):
                 begin_s = time.monotonic()
                 try:
-                    return await self._stream(engine, {**request, "adapter": adapter}, feed)
+                    return await self._stream(engine, {**request, "adapter": adapter}, feed, span)
                 finally:
                     self._residents.served(model_id, time.monotonic() - begin_s)
         finally:
             self._streaming.pop(stream_id, None)
 
-    async def _stream(self, engine: Engine, request: GenerateRequest, feed: GatewayFeed) -> GenerateSummary:
+    async def _stream(self, engine: Engine, request: GenerateRequest, feed: GatewayFeed, span: Span) -> GenerateSummary:
         token_count, begin_s, load = 0, time.monotonic(), engine.unfinished()
-        deltas = engine.generate(request)
+        deltas, traced = engine.generate(request), TracedDeltas(span) if span else None
         try:
             async for delta in deltas:
                 if token_count == 0:
                     self._news.first_token(request["model_id"], time.monotonic() - begin_s, load)
                 token_count += len(delta.token_ids)
+                if traced is not None:
+                    traced.take(delta)
                 feed.send(delta)
                 await feed.drain()
                 if delta.finish_reason is not None:
                     return {"token_count": token_count, "finish_reason": delta.finish_reason}
         finally:
+            if traced is not None:
+                traced.end()
             # Here and not whenever the generator is collected: closing it is what stops the generation.
             await deltas.aclose()  # type: ignore[attr-defined]
         raise EngineDiedError(request["model_id"])
@@ -164,15 +190,17 @@ class EngineReplica:
         """Pool one prompt. Raises as ``generate``, but for FeedError."""
         await self._catch_up(request["model_id"], request.get("revision"))
         model_id = request["model_id"]
-        async with (
-            self._leases.held(model_id, request.get("adapter")) as adapter,
-            self._residents.use(model_id, tenant=request.get("tenant", "")) as engine,
-        ):
-            begin_s = time.monotonic()
-            try:
-                return await engine.embed({**request, "adapter": adapter})
-            finally:
-                self._residents.served(model_id, time.monotonic() - begin_s)
+        with self._span("embed", request) as span:
+            async with (
+                self._leases.held(model_id, request.get("adapter")) as adapter,
+                self._residents.use(model_id, tenant=request.get("tenant", ""), span=span) as engine,
+            ):
+                begin_s = time.monotonic()
+                try:
+                    return await engine.embed({**request, "adapter": adapter})
+                finally:
+                    span.lasted("prefill", begin_s, time.monotonic())
+                    self._residents.served(model_id, time.monotonic() - begin_s)
 
     async def _catch_up(self, model_id: str, revision: str | None) -> None:
         """Let the news of a model arrive that the gateway has heard of already."""
@@ -240,6 +268,8 @@ class EngineReplica:
         self._hosted.close()
         self._leases.close()
         await self._residents.close()
+        if self._tracing is not None:
+            await self._tracing.close()
 
     def __repr__(self) -> str:
         return f"<EngineReplica {self._residents!r}>"
@@ -256,6 +286,7 @@ class ServedEngineReplica(EngineReplica):
         limits: Limits,
         max_wait_s: float,
         forecaster: str | None = None,
+        tracing: TraceConfig | None = None,
     ) -> None:
         """``forecaster`` names the actor whose plan is followed, within the application."""
         log_with("ray.serve")
@@ -275,6 +306,8 @@ class ServedEngineReplica(EngineReplica):
         )
         self._residents.watch = ResidencyMetrics(_devices())
         self._residents.node = ray.get_runtime_context().get_node_id()
+        if tracing is not None:
+            self.trace(Tracing(tracing, "engines", replica_id))
         if forecaster is not None:
             self._residents.prewarms.tell = metrics.prewarmed
             self.follow(f"{forecaster}:{application}", pool, replica_id)

@@ -68,6 +68,12 @@ class Resident:
         held_bytes = {"awake": self.life.awake_bytes, "asleep": self.life.asleep_bytes}.get(self.life.state, 0)
         watch.seen(self.spec.id, self.life.state, len(self.waiting), held_bytes)
 
+    def refuse(self, reason: str) -> None:
+        """Turn away who waits, and start it for nobody: it doesn't fit."""
+        self.turn_away(reason)
+        self.is_wanted = False
+        self.life.reason = reason
+
     def queue(self) -> asyncio.Future[Engine]:
         """Let one more wait for the engine: on the ticket that this returns."""
         ticket: asyncio.Future[Engine] = asyncio.get_running_loop().create_future()

@@ -18,11 +18,14 @@ from typing import Any
 from deployments.engine import Engine
 from deployments.engine_view import EngineView, Expectation
 from deployments.errors import EngineDiedError, ReplicaLeavingError, UnknownModelError
+from deployments.health import check_goes_on
 from deployments.lifecycle import RETRY_FAILED_AFTER_S, EngineLifecycle
 from deployments.prewarms import Prewarms
+from deployments.request_trace import trace_hold
 from deployments.residency import NO_LIMIT_BYTES, Action, Limits, decide
 from deployments.residency_watch import Unwatched
 from deployments.resident import Resident
+from deployments.tracing import NO_SPAN, Span
 from deployments.types import EngineDescription, ModelSpec
 
 # How often engines are looked at when nothing happens: a death is noticed by then.
@@ -139,8 +142,7 @@ class Residents:
 
     def served(self, model_id: str, seconds: float) -> None:
         """Take a measurement: a request took so long from when it was admitted."""
-        resident = self._residents.get(model_id)
-        if resident is not None:
+        if (resident := self._residents.get(model_id)) is not None:
             resident.served += 1
             resident.served_s += seconds
 
@@ -157,10 +159,11 @@ class Residents:
         keep_awake_s: float | None = None,
         max_wait_s: float | None = DEFAULT_WAIT,
         tenant: str = "",
+        span: Span = NO_SPAN,
     ) -> AsyncIterator[Engine]:
         """Give the model's engine, awake, for one request; held until then, at most ``max_wait_s`` unless that is None.
 
-        ``tenant`` is whom its time is for.
+        ``tenant`` is whom its time is for, ``span`` what traces the request.
 
         Raises:
             UnknownModelError: this replica does not host the model.
@@ -173,6 +176,7 @@ class Residents:
         try:
             resident.began(tenant, self.watch)
             self.watch.held(model_id, state, time.monotonic() - begin_s)
+            trace_hold(span, state, begin_s, time.monotonic(), resident.life.recent())
             yield engine
         finally:
             resident.ended(tenant, keep_awake_s, self.watch)
@@ -237,8 +241,7 @@ class Residents:
 
     def check(self) -> None:
         """Raise what has ended the care of the engines, if anything has."""
-        if self._looking is not None and self._looking.done():
-            self._looking.result()
+        check_goes_on(self._looking, "looking after the engines")
 
     async def close(self) -> None:
         """End every engine with its processes."""
@@ -328,9 +331,7 @@ class Residents:
             self.on_drain(model_id)
         self._draining = decision.drain
         for model_id, reason in decision.refused.items():
-            self._residents[model_id].turn_away(reason)
-            self._residents[model_id].is_wanted = False
-            self._residents[model_id].life.reason = reason
+            self._residents[model_id].refuse(reason)
         for action in decision.actions:
             if not self._residents[action.model_id].is_leaving:
                 self._carry_out(action)

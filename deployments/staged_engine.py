@@ -28,7 +28,16 @@ from deployments.forked_engine import PoolAddress
 from deployments.nodes import NodeClient
 from deployments.snapshot_builder import Building, building, origin_of, with_loader
 from deployments.start_metrics import StartMetrics
-from deployments.types import AdapterSpec, Embedding, EmbedRequest, GenerateRequest, ModelSpec, StartReport
+from deployments.start_times import one_after_the_other
+from deployments.types import (
+    NOT_STARTED,
+    AdapterSpec,
+    Embedding,
+    EmbedRequest,
+    GenerateRequest,
+    ModelSpec,
+    StartReport,
+)
 from deployments.wire import TokenDelta
 from storage.checkpoint import LocalSource, SourceCache
 from storage.errors import ManifestError, SnapshotMissingError, StorageError
@@ -68,6 +77,10 @@ class StagedEngine:
         self._lease: Lease | None = None
         self._finishing: asyncio.Task[None] | None = None
         self._stages_s: dict[str, float] = {}
+        # When each began, since the start did.
+        self._begins_s: dict[str, float] = {}
+        self._began_s = 0.0
+        self._brought_near_s: float | None = None
         self._weights_from = ""
         self._found_in = ""
         self._owner = f"{spec.id} in process {os.getpid()}"
@@ -78,7 +91,8 @@ class StagedEngine:
     async def start(self) -> None:
         """See ``Engine.start``."""
         self._stages_s.clear()
-        begin_s = time.monotonic()
+        self._begins_s.clear()
+        begin_s = self._began_s = time.monotonic()
         try:
             with self._timed("identify"):
                 source, origin = await asyncio.to_thread(self._identify)
@@ -216,6 +230,7 @@ class StagedEngine:
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
         begin_s = time.monotonic()
+        self._begins_s[stage] = begin_s - self._began_s
         try:
             yield
         finally:
@@ -282,6 +297,7 @@ class StagedEngine:
         begin_s = time.monotonic()
         if snapshot is None:
             snapshot = await self._staged_for_wake()
+            self._brought_near_s = time.monotonic() - begin_s
         await engine.wake(snapshot)
         self._metrics.woke(self._spec.id, self._weights_from, time.monotonic() - begin_s)
 
@@ -296,12 +312,16 @@ class StagedEngine:
 
     def start_report(self) -> StartReport:
         """See ``Engine.start_report``."""
-        inside_s = self._engine.start_report()["stages_s"] if self._engine is not None else {}
+        inside = NOT_STARTED if self._engine is None else self._engine.start_report()
+        begins_s = one_after_the_other(inside["stages_s"], self._begins_s.get("engine", 0.0))
+        near_s = {} if self._brought_near_s is None else {"stage": self._brought_near_s}
         return {
             "weights_from": self._weights_from,
             "found_in": self._found_in,
             "snapshot_id": self._snapshot_id or "",
-            "stages_s": self._stages_s | inside_s,
+            "stages_s": self._stages_s | inside["stages_s"],
+            "begins_s": self._begins_s | begins_s,
+            "wake_stages_s": near_s | inside["wake_stages_s"],
         }
 
     async def stop(self) -> None:

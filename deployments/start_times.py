@@ -10,6 +10,15 @@ TIERS = ("dram", "disk", "remote", "checkpoint")
 _SMOOTHING = 0.5
 
 
+def one_after_the_other(stages_s: dict[str, float], from_s: float = 0.0) -> dict[str, float]:
+    """Return when each of the stages began, in order, the first of them at ``from_s``."""
+    begins_s = {}
+    for stage, takes_s in stages_s.items():
+        begins_s[stage] = from_s
+        from_s += takes_s
+    return begins_s
+
+
 class StartTimes:
     """Seconds by tier."""
 

@@ -101,7 +101,8 @@ class GenerateRequest(TypedDict):
 
     ``sampling`` holds the fields of vLLM's SamplingParams as builtin types; ``revision`` is that of the model's spec
     the prompt was made for. ``delivered_token_ids`` are output tokens that came out of an earlier attempt: the engine
-    goes on behind them, as if it had made them itself, and yields only what is new.
+    goes on behind them, as if it had made them itself, and yields only what is new. ``traceparent`` is the W3C header
+    of the span that this is asked for in; without one nobody traces it.
     """
 
     stream_id: str
@@ -117,6 +118,7 @@ class GenerateRequest(TypedDict):
     keep_awake_s: NotRequired[float | None]
     delivered_token_ids: NotRequired[list[int]]
     place: NotRequired[Place]
+    traceparent: NotRequired[str | None]
 
 
 class MoveRequest(TypedDict):
@@ -165,6 +167,7 @@ class EmbedRequest(TypedDict):
     priority: NotRequired[int]
     cache_salt: NotRequired[str | None]
     tenant: NotRequired[str]
+    traceparent: NotRequired[str | None]
 
 
 class Embedding(TypedDict):
@@ -178,6 +181,9 @@ class Embedding(TypedDict):
 class StartReport(TypedDict):
     """How an engine's last start went, by stage in seconds, and where its weights came from.
 
+    ``begins_s`` says when a stage began, in seconds since the start did. ``wake_stages_s`` are the last wake's, which
+    come one after the other.
+
     ``weights_from`` is the tier that it maps, or ``checkpoint``; ``found_in`` the tier in which the last start or wake
     found its snapshot (``snapshot_id``), before it was brought nearer.
     """
@@ -186,12 +192,15 @@ class StartReport(TypedDict):
     found_in: str
     snapshot_id: str
     stages_s: dict[str, float]
+    begins_s: dict[str, float]
+    wake_stages_s: dict[str, float]
 
 
 class StartEvent(TypedDict):
     """A start, or a wake, that has ended well: when, by the clock, how long it took, and from which tier.
 
-    ``stages_s`` are those of a start; some are within others, or beside them.
+    ``stages_s`` are how long its stages took, ``begins_s`` when they began, in seconds since it did: some stages of a
+    start are within others, or beside them.
     """
 
     kind: Literal["start", "wake"]
@@ -199,9 +208,12 @@ class StartEvent(TypedDict):
     took_s: float
     tier: str
     stages_s: dict[str, float]
+    begins_s: dict[str, float]
 
 
-NOT_STARTED: StartReport = {"weights_from": "", "found_in": "", "snapshot_id": "", "stages_s": {}}
+NOT_STARTED: StartReport = {
+    "weights_from": "", "found_in": "", "snapshot_id": "", "stages_s": {}, "begins_s": {}, "wake_stages_s": {},
+}  # fmt: skip
 
 
 class EngineDescription(TypedDict):

@@ -40,6 +40,7 @@ from deployments.footprint import process_memory_bytes
 from deployments.forked_engine import ForkedEngine, PoolAddress
 from deployments.pooled_start import start_pooled
 from deployments.resumable import check_resumable, end_of
+from deployments.start_times import one_after_the_other
 from deployments.transfer_metrics import count_transfers
 from deployments.types import (
     AdapterRef,
@@ -50,10 +51,15 @@ from deployments.types import (
     ModelSpec,
     StartReport,
 )
-from deployments.vllm_tokens import delta_of, prompt_of, sampling_params
+from deployments.vllm_tokens import delta_of, prompt_of, queued_s, sampling_params
 from deployments.wire import TokenDelta
 
 STOP_TIMEOUT_S = 10.0
+# What workers call the parts of a wake, and what they are called here; others are within these.
+_WAKE_STAGES = {
+    "map_s": "map the snapshot", "copy_s": "copy weights", "kv_cache_s": "make room for the KV cache",
+    "pack_s": "pack weights", "wake_up_s": "wake up",
+}  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +79,8 @@ class VllmEngine:
         self._unfinished = 0
         self._asleep = False
         self._canary: Answer | None = None
+        # Of the last wake, in order.
+        self._wake_stages_s: dict[str, float] = {}
         # What is to leave it once it is awake.
         self._leaving: list[EngineAdapter] = []
         # Held while the engine falls asleep or wakes: one after the other.
@@ -110,7 +118,8 @@ class VllmEngine:
         """See ``Engine.generate``."""
         stream_id = request["stream_id"]
         delivered = request.get("delivered_token_ids") or []
-        params = sampling_params(request["sampling"], delivered)
+        is_timed = request.get("traceparent") is not None
+        params = sampling_params(request["sampling"], delivered, is_timed=is_timed)
         if delivered:
             check_resumable(self._spec, self._running(), params)
             if end := end_of(self._running(), request["prompt_token_ids"], delivered, params):
@@ -125,11 +134,14 @@ class VllmEngine:
                     lora_request=lora_request,
                     priority=request.get("priority", 0),
                 )
-                first = not delivered
+                first, is_untold = not delivered, is_timed
                 # Closed here and not whenever it is collected: closing it is what aborts the request in the engine.
                 async with aclosing(outputs):
                     async for output in outputs:
-                        yield delta_of(stream_id, output, params, first=first)
+                        delta = delta_of(stream_id, output, params, first=first)
+                        if is_untold:
+                            delta.queued_s, is_untold = queued_s(output), False
+                        yield delta
                         first = False
         except (EngineDeadError, EngineGenerateError, VLLMClientError, ValueError) as error:
             raise self._translated(error) from error
@@ -241,6 +253,7 @@ class VllmEngine:
             raise WakeError(self._spec.id, "it does not answer as before it fell asleep")
         self._asleep = False
         end_s = time.perf_counter()
+        self._wake_stages_s = _wake_stages_s(stages[0], end_s - woken_s)
         stages_s = {**stages[0], "canary_s": end_s - woken_s, "all_s": end_s - begin_s}
         logger.info("engine of %s awake: %s", self._spec.id, {key: round(value, 4) for key, value in stages_s.items()})
 
@@ -267,7 +280,14 @@ class VllmEngine:
     def start_report(self) -> StartReport:
         """See ``Engine.start_report``."""
         stages_s = self.start_stages_s()
-        return {"weights_from": "checkpoint", "found_in": "checkpoint", "snapshot_id": "", "stages_s": stages_s}
+        return {
+            "weights_from": "checkpoint",
+            "found_in": "checkpoint",
+            "snapshot_id": "",
+            "stages_s": stages_s,
+            "begins_s": one_after_the_other(stages_s),
+            "wake_stages_s": dict(self._wake_stages_s),
+        }
 
     async def stop(self) -> None:
         """See ``Engine.stop``."""
@@ -352,6 +372,12 @@ class VllmEngine:
 
     def __repr__(self) -> str:
         return f"<VllmEngine {self._spec.id} {'running' if self._llm else 'stopped'}, {self._adapters!r}>"
+
+
+def _wake_stages_s(told: dict[str, float], canary_s: float) -> dict[str, float]:
+    """Return by name what a worker tells of its wake that comes one after the other, and the check that ends it."""
+    stages = {name: told[key] for key, name in _WAKE_STAGES.items() if key in told}
+    return stages | {"ask the canary": canary_s}
 
 
 def _lora_request(adapter: EngineAdapter) -> LoRARequest:

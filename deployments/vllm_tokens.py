@@ -23,14 +23,17 @@ def prompt_of(request: GenerateRequest | EmbedRequest) -> dict[str, Any]:
     return prompt
 
 
-def sampling_params(fields: dict[str, Any], delivered: list[int]) -> SamplingParams:
-    """Return vLLM's parameters for a request that goes on behind ``delivered`` tokens. Raises ValueError."""
+def sampling_params(fields: dict[str, Any], delivered: list[int], *, is_timed: bool = False) -> SamplingParams:
+    """Return vLLM's parameters for a request that goes on behind ``delivered`` tokens. Raises ValueError.
+
+    ``is_timed`` has the scheduler note when it took the request up.
+    """
     # Text is the gateway's business: it detokenizes and finds stop strings, and aborts when it has found one.
     own = {"n": 1, "stop": [], "detokenize": False, "output_kind": RequestOutputKind.DELTA.value}
     if delivered:
         # They came with the first of them.
         own["prompt_logprobs"] = None
-    return msgspec.convert(with_delivered(fields | own, delivered), SamplingParams)
+    return msgspec.convert(with_delivered(fields | own, delivered, is_timed=is_timed), SamplingParams)
 
 
 def delta_of(stream_id: str, output: RequestOutput, params: SamplingParams, *, first: bool) -> TokenDelta:
@@ -53,6 +56,14 @@ def delta_of(stream_id: str, output: RequestOutput, params: SamplingParams, *, f
         logprobs,
         prompt_logprobs,
     )
+
+
+def queued_s(output: RequestOutput) -> float | None:
+    """Return how long a request waited for its turn in the engine; None where its scheduler doesn't tell."""
+    stats = output.metrics
+    if stats is None or not stats.queued_ts or not stats.scheduled_ts:
+        return None
+    return max(0.0, stats.scheduled_ts - stats.queued_ts)
 
 
 def _row(token_id: int, position: dict[int, Logprob], top_count: int) -> LogprobRow:

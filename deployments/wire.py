@@ -32,7 +32,8 @@ class TokenDelta(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):
     """What one stream gained since its last delta.
 
     ``token_ids`` are new output tokens; ``logprobs`` has a row for each of them when asked for. ``prompt_logprobs``
-    and ``cached_tokens`` come with the first delta. ``finish_reason`` is set on the last one. A delta that is nothing
+    and ``cached_tokens`` come with the first delta, and for a traced request ``queued_s``, how long it waited for its
+    turn in the engine, if that is known. ``finish_reason`` is set on the last one. A delta that is nothing
     but a ``stop_reason`` of ``MOVE`` or ``MAKE_ROOM`` asks something of the gateway.
     """
 
@@ -43,6 +44,7 @@ class TokenDelta(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):
     cached_tokens: int | None = None
     logprobs: list[LogprobRow] | None = None
     prompt_logprobs: list[LogprobRow] | None = None
+    queued_s: float | None = None
 
     def is_request(self) -> bool:
         """Tell whether it asks something of the gateway, and is no part of the stream."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,21 @@ async def test_only_the_last_delta_has_a_finish_reason(engine: Engine) -> None:
     assert {delta.stream_id for delta in deltas} == {"a"}
     assert deltas[0].cached_tokens is not None
     assert all(delta.cached_tokens is None for delta in deltas[1:])
+
+
+async def test_a_request_that_is_traced_tells_once_how_long_it_waited_for_its_turn(engine: Engine) -> None:
+    begin_s = time.monotonic()
+    traced = await deltas_of(engine, {**ask("traced"), "traceparent": f"00-{'1' * 32}-{'1' * 16}-01"})
+    waited_s = [delta.queued_s for delta in traced]
+    assert waited_s[0] is not None
+    # Clocks of two processes are the same one.
+    assert 0 <= waited_s[0] < time.monotonic() - begin_s
+    assert isinstance(engine, FakeEngine) or waited_s[0] > 0
+    assert set(waited_s[1:]) == {None}
+    plain = await deltas_of(engine, ask("plain"))
+    assert {delta.queued_s for delta in plain} == {None}
+    answers = [[token for delta in deltas for token in delta.token_ids] for deltas in (plain, traced)]
+    assert answers[0] == answers[1]
 
 
 async def test_the_same_request_gives_the_same_tokens_alone_and_together(engine: Engine) -> None:

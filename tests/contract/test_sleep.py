@@ -1,6 +1,7 @@
 """Engines sleep and wake on a CPU: the same answers bit for bit, and memory that really goes. Real vLLM."""
 
 import os
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -149,7 +150,11 @@ async def test_weights_and_kv_cache_leave_memory(sleeper: Sleeper) -> None:
 
 async def test_it_answers_as_before_without_its_prefix_cache(sleeper: Sleeper) -> None:
     assert await sleeper.ask() == sleeper.answer
+    begin_s = time.monotonic()
     await sleeper.sleep_and_wake()
+    stages_s = sleeper.engine.start_report()["wake_stages_s"]
+    assert list(stages_s) == ["map the snapshot", "pack weights", "ask the canary"]
+    assert 0 < sum(stages_s.values()) < time.monotonic() - begin_s
     assert await sleeper.ask() == sleeper.answer
     assert not any(sleeper.cached_tokens)
     assert await sleeper.ask() == sleeper.answer

@@ -141,6 +141,10 @@ async def test_it_begins_while_its_snapshot_is_staged(setup: Setup) -> None:
     assert [made.snapshot for made in setup.engines] == [str(setup.in_dram)]
     report = engine.start_report()
     assert (report["found_in"], report["weights_from"], report["snapshot_id"]) == ("disk", "dram", setup.in_dram.name)
+    stages_s, begins_s = report["stages_s"], report["begins_s"]
+    assert begins_s.keys() == stages_s.keys() >= {"identify", "stage", "engine"}
+    # The engine began before its snapshot was staged, and after it was known which.
+    assert stages_s["identify"] <= begins_s["engine"] < begins_s["stage"] + stages_s["stage"]
     await engine.stop()
     assert setup.left() == []
 

@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 from openai import OpenAI
 
+from tests.support.collector import Collector, collecting
 from tests.support.service import CHAT_MODEL, Service, demo_args, deployed
 from tests.support.tenants import KeysFile
 
@@ -32,12 +33,21 @@ def keys_file(tmp_path_factory: pytest.TempPathFactory) -> KeysFile:
 
 
 @pytest.fixture(scope="package")
-def guarded(keys_file: KeysFile) -> Iterator[Service]:
+def collector() -> Iterator[Collector]:
+    """Takes the traces of the guarded service."""
+    with collecting() as running:
+        yield running
+
+
+@pytest.fixture(scope="package")
+def guarded(keys_file: KeysFile, collector: Collector) -> Iterator[Service]:
     """A second service, by ``serve run``, with API keys, whose plans are of a second's grain and save any waiting."""
     models = [model for model in demo_args()["models"] if model["id"] == CHAT_MODEL]
     security = {"api_keys_file": str(keys_file.path)}
     # Without patience, for a wake takes less than the second that users are supposed not to mind.
     autoscaling = {"bucket_s": 1, "horizon_s": 30, "patience_s": 0}
-    args = {"models": models, "security": security, "autoscaling": autoscaling}
+    # Of requests alone whose clients want them traced.
+    tracing = {"endpoint": collector.endpoint, "sample": 0}
+    args = {"models": models, "security": security, "autoscaling": autoscaling, "tracing": tracing}
     with deployed(args, with_run=True) as running:
         yield running

@@ -1,6 +1,7 @@
 """What operators see of a real service: a scrape under load, and what was logged, through Serve and Ray."""
 
 import re
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import httpx
 import pytest
 
 from app.dashboards import DASHBOARDS
+from tests.support.collector import Collector
 from tests.support.declared_metrics import documented
 from tests.support.prometheus import PROMETHEUS, prometheus
 from tests.support.promql import metrics_in
@@ -99,6 +101,32 @@ def test_no_panel_is_empty_in_a_real_prometheus(operators: Operators, tmp_path: 
                     if not found and metrics_in(query) <= by_load:
                         empty.append(f"{dashboard.title}, {panel.title}: {expression}")
     assert empty == []
+
+
+def test_a_trace_leads_from_the_client_to_the_engine(operators: Operators, collector: Collector) -> None:
+    assert operators.ask("POST", "/admin/sleep", ROOT, model=CHAT_MODEL).status_code == 200
+    trace_id = secrets.token_hex(16)
+    headers = {"traceparent": f"00-{trace_id}-{'1' * 16}-01", "Authorization": f"Bearer {operators.key(ACME)}"}
+    url = f"{operators.service.url}/v1/chat/completions"
+    assert httpx.post(url, headers=headers, json=chat(model=CHAT_MODEL), timeout=60).status_code == 200
+
+    def within(*path: str) -> set[str]:
+        parents = {"1" * 16}
+        for name in path:
+            parents = {
+                span.span_id for span in collector.of(trace_id) if span.parent_id in parents and span.name == name
+            }
+        return {span.name for span in collector.of(trace_id) if span.parent_id in parents}
+
+    # Each process sends its own every few seconds.
+    until(lambda: {"attempt", "generate"} <= {span.name for span in collector.of(trace_id)} and within(), 30)
+    assert within() == {"chat"}
+    assert within("chat") == {"queue", "attempt"}
+    assert within("chat", "attempt", "generate") == {"hold", "queue", "prefill", "decode"}
+    assert within("chat", "attempt", "generate", "hold") == {"wake"}
+    stages = {"stage", "map the snapshot", "pack weights", "ask the canary"}
+    assert within("chat", "attempt", "generate", "hold", "wake") == stages
+    assert {span.process for span in collector.of(trace_id)} == {"flashserve-gateway", "flashserve-engines"}
 
 
 def test_an_answer_says_which_request_it_is_for_and_so_does_the_log(operators: Operators) -> None:

@@ -20,6 +20,7 @@ from app.served_gateway import GuardedGateway
 from deployments.fake_engine import FakeEngine
 from deployments.replica import EngineReplica
 from deployments.residency import Limits
+from deployments.tracing import TraceConfig, Tracing
 from deployments.types import AdapterSpec, ModelSpec
 from storage.adapter_files import AdapterFiles
 from storage.adapter_source import digest_of
@@ -129,6 +130,7 @@ async def gateway_of(  # noqa: PLR0913 - what a gateway is made of
     token_time_s: float = 0.0,
     lora_source: str = "",
     s3_endpoint_url: str | None = None,
+    traces: TraceConfig | None = None,
 ) -> AsyncIterator[InProcess]:
     """``takes`` is how many sequences its replica takes at once, ``lora_source`` where adapters are looked for."""
     PacedEngine.pause_s = token_time_s
@@ -142,7 +144,12 @@ async def gateway_of(  # noqa: PLR0913 - what a gateway is made of
     replica = EngineReplica(catalogue, "default", PacedEngine, Limits(10_000, 0.05, 1.0), 10, files=files)
     pool = TaskHandle(replica, takes)
     storage = StoreConfig(directory / "dram", 0, directory / "disk", 0, s3_endpoint_url)
-    gateway = GuardedGateway(config, catalogue, {"default": pool}, LocalHandle(OneNode()), storage, keys_file=keys_file)
+    tracing = None
+    if traces is not None:
+        tracing = Tracing(traces, "gateway")
+        replica.trace(Tracing(traces, "engines"))
+    nodes = LocalHandle(OneNode())
+    gateway = GuardedGateway(config, catalogue, {"default": pool}, nodes, storage, keys_file=keys_file, tracing=tracing)
     app = gateway.__serve_build_asgi_app__()
     server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="off", log_config=None))
     serving = asyncio.ensure_future(server.serve())

@@ -13,15 +13,16 @@ from s3_server import serve_s3
 
 from app.doctor import Facts, Finding, Gpu, Gpus, Room, findings, is_broken
 from app.doctor_facts import facts_of
+from app.machine import Compiler, Memory
 from tests.support.service import command, free_port, serve_config
 
 GB = 10**9
 WELL = Facts(
     python=(3, 11, 7),
     versions={"ray": ("2.60.0", "2.60.0"), "torch": ("2.13.0", "2.13.0+cpu")},
-    compiler=("g++", True),
+    compiler=Compiler("g++", is_there=True),
     config_file="c.yaml",
-    memory=(5 * GB, 20 * GB),
+    memory=Memory(5 * GB, 20 * GB),
     dram=Room("/memory", 4 * GB, 0, 8 * GB),
     disk=Room("/data", 20 * GB, 15 * GB, 6 * GB),
     sources={"s3://models/m": None},
@@ -47,12 +48,12 @@ def test_a_machine_that_is_well_has_nothing_to_mend() -> None:
         ({"python": (3, 10, 9)}, "broken", "3.10.9"),
         ({"versions": {"ray": ("2.60.0", "2.59.0")}}, "warning", "ray is 2.59.0"),
         ({"versions": {"vllm": ("0.29.0", None)}}, "broken", "vllm 0.29.0 is not installed"),
-        ({"compiler": ("clang", False)}, "broken", "'clang'"),
+        ({"compiler": Compiler("clang", is_there=False)}, "broken", "'clang'"),
         ({"config_problems": ("models: this key is required",)}, "broken", "models: this key"),
         ({"gpus": Gpus(2, problem="Driver Not Loaded")}, "broken", "0 are here: Driver Not Loaded"),
         ({"gpus": replace(GPU, wanted=8)}, "warning", "ask for 8 GPUs and 1 are here"),
-        ({"memory": (21 * GB, 20 * GB)}, "broken", "21.0 GB of memory"),
-        ({"memory": (19 * GB, 20 * GB)}, "warning", "19.0 GB of memory"),
+        ({"memory": Memory(21 * GB, 20 * GB)}, "broken", "21.0 GB of memory"),
+        ({"memory": Memory(19 * GB, 20 * GB)}, "warning", "19.0 GB of memory"),
         ({"dram": Room("/memory", 4 * GB, 0, 64 * 10**6)}, "warning", "room for 0.1 GB"),
         ({"disk": Room("/data", 20 * GB, 13 * GB, 6 * GB)}, "warning", "room for 19.0 GB"),
         ({"disk": Room("/data", 20 * GB, 13 * GB, 60 * GB, is_writable=False)}, "broken", "can't be written"),

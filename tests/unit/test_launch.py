@@ -10,7 +10,8 @@ import yaml
 
 from app.config import SecurityConfig
 from app.errors import ConfigError, LaunchError
-from app.launch import Plan, check_exposure, check_machine, memory_needed_bytes, read_plan
+from app.launch import Plan, check_exposure, check_machine, read_plan
+from app.machine import memory_needed_bytes
 from tests.support.service import free_port, serve_config
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from deployments.start_times import StartTimes
+from deployments.start_times import StartTimes, one_after_the_other
 
 
 def test_before_any_measurement_there_is_a_guess() -> None:
@@ -36,3 +36,7 @@ def test_an_unmeasured_tier_takes_as_long_as_the_next_slower_one(
     for tier, seconds in measured.items():
         times.measured(tier, seconds)
     assert times.seconds(asked) == expected_s
+
+
+def test_stages_that_come_one_after_the_other() -> None:
+    assert one_after_the_other({"fork": 2.0, "load": 3.0}, 1.0) == {"fork": 1.0, "load": 3.0}
