@@ -44,6 +44,7 @@ from deployments.engine_args import engine_config
 from deployments.errors import DeploymentError
 from deployments.placements import PLACEMENTS
 from deployments.types import EngineDescription, MoveRequest
+from storage.adapter_dram import AdapterDram
 from storage.adapter_files import AdapterFiles
 from storage.checkpoint import SourceCache
 from storage.store import StoreConfig
@@ -85,7 +86,11 @@ class Gateway:
         self._entries: dict[str, Entry] = {}
         self.adapters = AdapterRegistry(
             catalogue,
-            files=AdapterFiles(storage.disk_dir, storage.s3_endpoint_url),
+            files=AdapterFiles(
+                storage.disk_dir,
+                storage.s3_endpoint_url,
+                AdapterDram(storage.adapters_in, storage.adapter_dram_bytes),
+            ),
             sources=self._sources,
             entries=self._listed,
             refresh=self._refresh,

@@ -38,6 +38,13 @@ class StoreConfig:
     disk_bytes: int
     s3_endpoint_url: str | None = None
     copy: CopyPolicy = field(default_factory=CopyPolicy)
+    # Beside the tier's own budget: adapters are many, small, and the node's rather than a snapshot's.
+    adapter_dram_bytes: int = 1 << 30
+
+    @property
+    def adapters_in(self) -> Path:
+        """Where adapters are in host memory."""
+        return self.dram_dir / ".adapters"
 
 
 class SnapshotStore:
