@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Literal, get_args
 
+from deployments.adapters import AdapterPlaces
 from deployments.engine import Engine
 from deployments.errors import EngineBusyError, EngineDiedError, EngineStartError, SleepUnsupportedError, WakeError
 from deployments.start_times import StartTimes
@@ -199,6 +200,12 @@ class EngineLifecycle:
     async def adapters(self) -> list[str]:
         """See ``Engine.adapters``. Raises EngineDiedError."""
         return [] if self._engine is None or self.state == "starting" else await self._engine.adapters()
+
+    async def adapter_places(self) -> AdapterPlaces:
+        """See ``Engine.adapter_places``; an engine that isn't awake is not asked."""
+        if self._engine is None or self.state != "awake":
+            return AdapterPlaces()
+        return await self._engine.adapter_places()
 
     def describe(self, requests: int, waiting: int) -> EngineDescription:
         """Return the state for status pages and gateways."""
