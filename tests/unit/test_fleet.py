@@ -114,22 +114,24 @@ async def test_the_busy_replica_is_left_alone(setup: Setup) -> None:
 
 async def test_requests_for_an_adapter_go_where_it_is(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(news, "LOOK_S", 0.001)
-    adapter: AdapterRef = {"id": "a", "path": "", "digest": "1" * 64}
-    view = setup.fleets.of("pool")._view
-
-    async def until_best(*names: str, digest: str = adapter["digest"]) -> None:
-        async with asyncio.timeout(10):
-            while sorted(view.best("fake", time.monotonic(), {}, adapter_key(digest))) != list(names):  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
-
-    await until_best("one", "two")
+    adapters: dict[str, AdapterRef] = {
+        name: {"id": name, "path": "", "digest": digest * 64} for name, digest in (("one", "1"), ("two", "2"))
+    }
+    await until_chosen_any(setup)
     collector = Collector()
-    setup.streams.expect("first", collector)
-    await setup.replicas["two"].generate(generate_request(setup.streams, "first") | {"adapter": adapter})  # type: ignore[typeddict-item]
-    await until_best("two")
-    await until_best("one", "two", digest="2" * 64)
-    ask = generate_request(setup.streams, "next") | {"adapter": adapter}
-    assert setup.choose(ask) == {"replica_id": "two"}  # type: ignore[arg-type]
+    for name, adapter in adapters.items():
+        setup.streams.expect(name, collector)
+        ask = generate_request(setup.streams, name)
+        await setup.replicas[name].generate(ask | {"adapter": adapter})  # type: ignore[typeddict-item]
+    # Without sending: what was sent would be taken to be there.
+    view = setup.fleets.of("pool")._view
+    async with asyncio.timeout(10):
+        for name, adapter in adapters.items():
+            while view.best("fake", time.monotonic(), {}, adapter_key(adapter["digest"])) != [name]:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    for name, adapter in adapters.items():
+        ask = generate_request(setup.streams, "next")
+        assert setup.choose(ask | {"adapter": adapter}) == {"replica_id": name}  # type: ignore[typeddict-item]
 
 
 async def test_a_dead_engine_is_avoided_before_its_replica_says_so(setup: Setup) -> None:
