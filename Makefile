@@ -8,7 +8,7 @@ TORCH := $(shell grep '^torch==' requirements.lock 2>/dev/null)
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 SOURCES := app deployments autoscaler storage tests
 
-.PHONY: help setup models serve serve-s3 test check format lock clean bench-throughput bench-coldstart bench-many-models bench-storage bench-storage-gpu bench-migration bench-partings bench-forecast bench-autoscale bench-tenants bench-cluster bench-cluster-decisions stress stress-sleep
+.PHONY: help setup models serve serve-s3 test check format lock clean bench-throughput bench-coldstart bench-many-models bench-storage bench-storage-gpu bench-migration bench-partings bench-forecast bench-autoscale bench-tenants bench-lora bench-cluster bench-cluster-decisions stress stress-sleep
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -65,6 +65,10 @@ bench-migration: models ## gaps that clients feel when streams move or lose thei
 
 bench-tenants: models ## what a tenant feels of another that floods the service (about five minutes)
 	$(BIN)/python tests/bench/tenants.py
+
+# ONLY=swap,first,throughput,memory says which parts.
+bench-lora: models ## what many adapters cost an engine, beside stock vLLM (about half an hour)
+	$(BIN)/python tests/bench/lora.py $(if $(ONLY),--only $(ONLY))
 
 bench-partings: models ## how often resumed answers part from undisturbed ones in bfloat16 (a few minutes)
 	$(BIN)/python tests/bench/partings.py

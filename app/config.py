@@ -124,6 +124,9 @@ class StorageConfig(_Section):
     """Where snapshots of models are kept on each node, and how much room they may take."""
 
     dram_bytes: ByteSize = Field(ByteSize(4 * 1024**3), ge=0, description="host memory for snapshots")
+    adapter_dram_bytes: ByteSize = Field(
+        ByteSize(1024**3), ge=0, description="host memory for adapters in their engines' layout, beside dram_bytes"
+    )
     disk_bytes: ByteSize = Field(ByteSize(20 * 1024**3), ge=0, description="disk for snapshots")
     disk_dir: Path = Field(Path(".flashserve/snapshots"), description="directory of the disk tier")
     dram_dir: Path | None = Field(None, description="directory of the dram tier; default: one in /dev/shm")

@@ -17,6 +17,7 @@ from ray.serve.exceptions import RayServeException
 from app.engine_states import gone, merged
 from app.migration import ResumeCost
 from app.prefixes import PrefixTable, blocks_of
+from deployments.adapter_rows import adapter_key
 from deployments.adapters import engine_name
 from deployments.errors import DeploymentError
 from deployments.estimate import STALE_S, PoolView
@@ -90,10 +91,11 @@ class Fleet:
         blocks = blocks_of(group, ask["prompt_token_ids"])
         computed = self._prefixes.computed(blocks)
         saved_s = {replica_id: tokens * cost.per_token_s for replica_id, tokens in computed.items()}
-        replica_id = self._view.soonest(model_id, time.monotonic(), saved_s)
+        key = adapter_key(adapter["digest"]) if adapter else None
+        replica_id = self._view.soonest(model_id, time.monotonic(), saved_s, key)
         if replica_id is None:
             return None
-        self._view.send(replica_id, model_id)
+        self._view.send(replica_id, model_id, key)
         self._prefixes.sent(blocks, replica_id)
         return {"replica_id": replica_id}
 

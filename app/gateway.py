@@ -45,6 +45,7 @@ from deployments.errors import DeploymentError
 from deployments.health import check_goes_on
 from deployments.placements import PLACEMENTS
 from deployments.types import EngineDescription, MoveRequest
+from storage.adapter_dram import AdapterDram
 from storage.adapter_files import AdapterFiles
 from storage.checkpoint import SourceCache
 from storage.store import StoreConfig
@@ -86,7 +87,11 @@ class Gateway:
         self._entries: dict[str, Entry] = {}
         self.adapters = AdapterRegistry(
             catalogue,
-            files=AdapterFiles(storage.disk_dir, storage.s3_endpoint_url),
+            files=AdapterFiles(
+                storage.disk_dir,
+                storage.s3_endpoint_url,
+                AdapterDram(storage.adapters_in, storage.adapter_dram_bytes),
+            ),
             sources=self._sources,
             entries=self._listed,
             refresh=self._refresh,

@@ -24,6 +24,7 @@ def store_config(storage: StorageConfig) -> StoreConfig:
         dram_bytes=storage.dram_bytes,
         disk_dir=disk_dir(storage),
         disk_bytes=storage.disk_bytes,
+        adapter_dram_bytes=storage.adapter_dram_bytes,
         s3_endpoint_url=storage.s3.endpoint_url,
         peers=storage.peers,
     )

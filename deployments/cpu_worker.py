@@ -2,7 +2,7 @@
 
 Covers: the worker's half of sleep, which vLLM's CPU worker ignores: weights and KV cache go, the process, compiled code
 and adapters stay. The engine calls it between requests (``vllm_engine``), by the names of the methods. Does not cover:
-the weights themselves (``cpu_weights``).
+the weights themselves (``cpu_weights``), how adapters are kept (``packed_adapters``).
 """
 
 import time
@@ -11,9 +11,11 @@ from pathlib import Path
 from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.v1.worker.cpu_worker import CPUWorker
 
-from deployments.cpu_adapters import add_empty_slot
+from deployments.cpu_adapters import lay_out_slots
 from deployments.cpu_weights import CpuWeights
+from deployments.engine_args import adapter_dram
 from deployments.os_memory import drop_pages, trim_heap
+from deployments.packed_adapters import adapter_ids, keep_adapters_packed
 from deployments.resuming_worker import ResumingWorker
 from storage.weights import rank_file
 
@@ -23,8 +25,10 @@ class SleepingCpuWorker(ResumingWorker, CPUWorker):
 
     def load_model(self, *, load_dummy_weights: bool = False) -> None:
         """See vLLM's worker."""
+        if self.vllm_config.lora_config is not None:
+            keep_adapters_packed(self.model_runner, adapter_dram(self.vllm_config))
         super().load_model(load_dummy_weights=load_dummy_weights)
-        add_empty_slot(self.get_model())
+        lay_out_slots(self.get_model())
         self._weights = CpuWeights(self.get_model(), self.model_config.dtype)
 
     def fall_asleep(self) -> str | None:
@@ -41,6 +45,10 @@ class SleepingCpuWorker(ResumingWorker, CPUWorker):
             drop_pages(cache.untyped_storage())
         trim_heap()
         return None
+
+    def adapter_ids(self) -> tuple[list[int], list[int]]:
+        """Return the ids of the adapters in slots, and of all in the host cache."""
+        return adapter_ids(self.model_runner)
 
     def unload_adapter(self, int_id: int) -> None:
         """Forget an adapter: the slot that it computes from is free for another, and its memory goes back."""

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from deployments.adapters import AdapterPlaces
 from deployments.types import AdapterSpec, Embedding, EmbedRequest, GenerateRequest, StartReport
 from deployments.wire import TokenDelta
 
@@ -63,6 +64,10 @@ class Engine(Protocol):
 
     async def adapters(self) -> list[str]:
         """Return the names (``adapters.engine_name``) of the adapters that it has in memory now."""
+        ...
+
+    async def adapter_places(self) -> AdapterPlaces:
+        """Return where its adapters are now. Raises EngineDiedError."""
         ...
 
     async def sleep(self) -> None:

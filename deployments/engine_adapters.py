@@ -46,6 +46,8 @@ class EngineAdapters:
         self._load = load
         self._unload = unload
         self._table = AdapterTable()
+        # Grows with whatever may change what is in the engine.
+        self.events = 0
         self._known: set[str] = set()
         # What was known, and is to leave the engine.
         self._gone: set[str] = set()
@@ -67,6 +69,7 @@ class EngineAdapters:
         """Have an adapter in the engine for one request. Raises as ``load``."""
         found = EngineAdapter(engine_name(adapter), self._table.int_id(adapter), adapter["path"])
         self._in_hand[found.name] += 1
+        self.events += 1
         try:
             while found.name not in self._loaded:
                 working = self._working.get(found.name) or self._work(found.name, self._loading(found))
@@ -75,6 +78,7 @@ class EngineAdapters:
             yield found
         finally:
             self._in_hand[found.name] -= 1
+            self.events += 1
             if found.name in self._gone:
                 self._let_go(found.name)
 
@@ -82,6 +86,10 @@ class EngineAdapters:
         """Return the names of adapters by their ids."""
         names = self._table.names()
         return sorted(names[int_id] for int_id in int_ids if int_id in names)
+
+    def digests(self, int_ids: Iterable[int]) -> frozenset[str]:
+        """Return what is in adapters, by their ids."""
+        return self._table.digests(int_ids)
 
     async def settled(self) -> None:
         """Return when nothing is being loaded or unloaded."""
@@ -100,6 +108,7 @@ class EngineAdapters:
 
     def _worked(self, name: str, done: asyncio.Task[None]) -> None:
         del self._working[name]
+        self.events += 1
         if not done.cancelled():
             done.exception()  # who waited for it knows
         if name in self._gone:

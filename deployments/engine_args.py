@@ -5,6 +5,7 @@ by the rules of the engine that will run them.
 """
 
 import dataclasses
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
@@ -18,6 +19,7 @@ from vllm.platforms import current_platform
 from deployments.errors import EngineArgumentError
 from deployments.kv_plan import planned_kv_bytes
 from deployments.types import ModelSpec
+from storage.adapter_dram import AdapterDram
 
 # Either says how large the KV cache is.
 _KV_CACHE_SIZES = {"gpu_memory_utilization", "kv_cache_memory_bytes"}
@@ -31,6 +33,9 @@ CPU_SCHEDULER = "deployments.resuming_scheduler.ResumingScheduler"
 
 # The load format of ``snapshot_loader``, which only vLLM's own processes import.
 SNAPSHOT_FORMAT = "flashserve"
+
+# What a worker is told in vLLM's ``additional_config``: where a node keeps its packed adapters.
+_ADAPTERS = "flashserve_adapters"
 
 # Said elsewhere in the configuration, so naming them among the engine arguments would be ambiguous.
 _RESERVED = {
@@ -79,7 +84,17 @@ def engine_args(spec: ModelSpec) -> AsyncEngineArgs:
         # A gateway builds the same configuration where there may be no such memory; vLLM would refuse it there.
         sleeps = current_platform.is_sleep_mode_available()
         values |= {"worker_extension_cls": GPU_WORKER_EXTENSION, "enable_sleep_mode": sleeps}
-    return AsyncEngineArgs(**(values | spec.engine))
+    values |= spec.engine
+    if spec.lora_enabled and spec.adapters_in:
+        told = {_ADAPTERS: {"root": spec.adapters_in, "max_bytes": spec.adapters_bytes}}
+        values["additional_config"] = (values.get("additional_config") or {}) | told
+    return AsyncEngineArgs(**values)
+
+
+def adapter_dram(config: VllmConfig) -> AdapterDram | None:
+    """Return where a worker with this configuration shares its adapters with others; None: it keeps its own."""
+    told = config.additional_config.get(_ADAPTERS) if isinstance(config.additional_config, dict) else None
+    return None if told is None else AdapterDram(Path(told["root"]), told["max_bytes"])
 
 
 def engine_config(spec: ModelSpec) -> VllmConfig:

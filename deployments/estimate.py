@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from deployments.adapter_rows import DRAM, ELSEWHERE, HOST, AdapterRows
 from deployments.wire import EngineNews, ReplicaNews
 
 # Before anything was measured.
@@ -25,7 +26,9 @@ _NEVER_S = -1e18
 _FEWEST_ROWS = 8
 # The rows of a model's columns. TAKES_S is until the engine is awake, from AGE_S before the news where it PASSES.
 _KNOWN, _TAKES_S, _PASSES, _AGE_S, _FIRST_S, _LOAD, _IN_HAND, _SENT, _ASKS_ROOM, _NEEDS_BYTES, _START_S = range(11)
-_FIELDS = 11
+# What it takes to have an adapter that is in a tier, by ``_ADAPTER_S + tier``; nothing for one that is in a slot.
+_ADAPTER_S = 11
+_FIELDS = 15
 
 _Floats = NDArray[np.float64]
 
@@ -41,6 +44,7 @@ class PoolView:
         self._room_bytes = np.zeros(0)
         # By model: [fields, rows].
         self._models: dict[str, _Floats] = {}
+        self._adapters: dict[str, AdapterRows] = {}
         # By row, models of which this gateway has sent sequences since it last heard of it.
         self._sent: list[set[str]] = []
 
@@ -64,6 +68,7 @@ class PoolView:
             if columns is None:
                 columns = self._models[model_id] = np.zeros((_FIELDS, len(self._heard_s)))
             columns[:, row] = _column(engine)
+            self._hear_adapters(model_id, row, engine)
         for model_id in news.gone:
             self._forget(model_id, row)
         self._heard_s[row], self._room_bytes[row] = now_s, news.room_bytes
@@ -89,13 +94,17 @@ class PoolView:
         if row is not None and columns is not None:
             columns[_TAKES_S, row] = columns[_START_S, row]
             columns[_PASSES, row], columns[_AGE_S, row], columns[_ASKS_ROOM, row] = 0.0, 0.0, 1.0
+            if model_id in self._adapters:
+                self._adapters[model_id].forget(row)
 
-    def send(self, replica_id: str, model_id: str) -> None:
-        """Count a sequence that the replica hasn't told of yet."""
+    def send(self, replica_id: str, model_id: str, adapter: int | None = None) -> None:
+        """Count a sequence that the replica hasn't told of yet; ``adapter`` is its ``adapter_key``."""
         row, columns = self._rows[replica_id], self._models.get(model_id)
         if columns is not None:
             columns[_SENT, row] += 1.0
             self._sent[row].add(model_id)
+            if adapter is not None and model_id in self._adapters:
+                self._adapters[model_id].expect(row, adapter)
 
     def first_tokens_s(self, model_id: str, now_s: float) -> dict[str, float]:
         """Estimate the time to a first token in seconds, by replica; those of which nothing can be said are left out.
@@ -112,25 +121,32 @@ class PoolView:
         left_s = estimates_s[rows != self._rows.get(but or "", -1)]
         return float(left_s.min()) if len(left_s) else None
 
-    def best(self, model_id: str, now_s: float, saved_s: Mapping[str, float]) -> list[str]:
+    def best(self, model_id: str, now_s: float, saved_s: Mapping[str, float], adapter: int | None = None) -> list[str]:
         """Return the replicas with the least estimates, which are as good as equal; none if nothing can be said.
 
-        ``saved_s`` is by replica what it need not compute because it has it: a prefix of the prompt.
+        ``saved_s`` is by replica what it need not compute because it has it: a prefix of the prompt. With ``adapter``,
+        an ``adapter_key``, the time that replicas take to have it counts, and among equals those that have it nearest
+        are the best: to load it elsewhere would push another out for nothing.
         """
         rows, estimates_s = self._estimates_s(model_id, now_s)
         if not len(rows):
             return []
+        adapter_s = self._adapter_s(model_id, adapter, rows)
+        estimates_s = estimates_s + adapter_s
         for replica_id, each_s in saved_s.items():
             # Rows are in order.
             row = self._rows.get(replica_id, -1)
             place = int(np.searchsorted(rows, row))
             if place < len(rows) and rows[place] == row:
                 estimates_s[place] = max(0.0, estimates_s[place] - each_s)
-        return [self._ids[row] for row in rows[estimates_s <= estimates_s.min() * EQUAL].tolist()]
+        equal = estimates_s <= estimates_s.min() * EQUAL
+        return [self._ids[row] for row in rows[equal & (adapter_s <= adapter_s[equal].min())].tolist()]
 
-    def soonest(self, model_id: str, now_s: float, saved_s: Mapping[str, float]) -> str | None:
+    def soonest(
+        self, model_id: str, now_s: float, saved_s: Mapping[str, float], adapter: int | None = None
+    ) -> str | None:
         """Return one of the ``best``; None if Serve's own choice is as good as any."""
-        best = self.best(model_id, now_s, saved_s)
+        best = self.best(model_id, now_s, saved_s, adapter)
         return random.choice(best) if best else None  # noqa: S311 - spreads requests, hides nothing
 
     def _estimates_s(self, model_id: str, now_s: float) -> tuple[NDArray[np.intp], _Floats]:
@@ -145,6 +161,18 @@ class PoolView:
         prefill_s = known[_FIRST_S] * (1 + (known[_IN_HAND] + known[_SENT])) / (1 + known[_LOAD])
         no_room = (known[_ASKS_ROOM] > 0) & (known[_NEEDS_BYTES] > self._room_bytes[rows])
         return rows, until_awake_s + prefill_s + np.where(no_room, NO_ROOM_S, 0.0)
+
+    def _adapter_s(self, model_id: str, adapter: int | None, rows: NDArray[np.intp]) -> _Floats:
+        known = self._adapters.get(model_id)
+        if adapter is None or known is None:
+            return np.zeros(len(rows))
+        return self._models[model_id][_ADAPTER_S + known.tiers(adapter, rows), rows]
+
+    def _hear_adapters(self, model_id: str, row: int, engine: EngineNews) -> None:
+        if engine.adapters is not None:
+            self._adapters.setdefault(model_id, AdapterRows()).hear(row, engine.adapters)
+        elif model_id in self._adapters:
+            self._adapters[model_id].forget(row)
 
     def _row(self, replica_id: str) -> int:
         row = self._rows.get(replica_id)
@@ -171,8 +199,11 @@ class PoolView:
         if columns is None:
             return
         was_known, columns[:, row] = columns[_KNOWN, row], 0.0
+        if model_id in self._adapters:
+            self._adapters[model_id].forget(row)
         if was_known and not columns[_KNOWN].any():
             del self._models[model_id]
+            self._adapters.pop(model_id, None)
 
     def __repr__(self) -> str:
         return f"<PoolView of {len(self._rows)} replicas, {len(self._models)} models>"
@@ -194,4 +225,13 @@ def _column(engine: EngineNews) -> tuple[float, ...]:
     return (
         *(1.0, takes_s, float(passes), engine.age_s, first_s, engine.load, engine.in_hand, 0.0),
         *(float(asks_room), engine.needs_bytes, engine.start_s),
+        *_adapter_column(engine),
     )
+
+
+def _adapter_column(engine: EngineNews) -> tuple[float, ...]:
+    by_tier = [0.0] * (ELSEWHERE + 1)
+    if engine.adapters is not None:
+        told = engine.adapters
+        by_tier[HOST], by_tier[DRAM], by_tier[ELSEWHERE] = told.host_s, told.dram_s, told.elsewhere_s
+    return tuple(by_tier)

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 
+from deployments.adapters import AdapterPlaces
 from deployments.engine_adapters import EngineAdapter, EngineAdapters
 from deployments.errors import (
     EngineBusyError,
@@ -117,6 +118,10 @@ class FakeEngine:
     async def adapters(self) -> list[str]:
         """See ``Engine.adapters``."""
         return self.loaded.names(self._in_memory)
+
+    async def adapter_places(self) -> AdapterPlaces:
+        """See ``Engine.adapter_places``."""
+        return AdapterPlaces(host=self.loaded.digests(self._in_memory))
 
     def _using(self, adapter: AdapterRef | None) -> AbstractAsyncContextManager[object]:
         return nullcontext() if adapter is None else self.loaded.use(adapter)

@@ -103,6 +103,10 @@ class SleepingGpuWorker:
             "registered": float(report.path == "registered"),
         }
 
+    def adapter_ids(self: Any) -> tuple[list[int], list[int]]:
+        """Return the ids of the adapters in slots, which vLLM doesn't tell, and of all that are loaded."""
+        return [], list(self.list_loras())
+
     def unload_adapter(self: Any, int_id: int) -> None:
         """Forget an adapter: the slot that it computes from is free for another, and its memory goes back."""
         self.remove_lora(int_id)

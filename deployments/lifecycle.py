@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Literal, get_args
 
+from deployments.adapters import AdapterPlaces
 from deployments.engine import Engine
 from deployments.errors import EngineBusyError, EngineDiedError, EngineStartError, SleepUnsupportedError, WakeError
 from deployments.start_times import StartTimes, one_after_the_other
@@ -211,6 +212,12 @@ class EngineLifecycle:
     def recent(self) -> list[StartEvent]:
         """Return how it became ready the last few times, oldest first."""
         return list(self._recent)
+
+    async def adapter_places(self) -> AdapterPlaces:
+        """See ``Engine.adapter_places``; an engine that isn't awake is not asked."""
+        if self._engine is None or self.state != "awake":
+            return AdapterPlaces()
+        return await self._engine.adapter_places()
 
     def describe(self, requests: int, waiting: int) -> EngineDescription:
         """Return the state for status pages and gateways."""

@@ -8,14 +8,19 @@ import asyncio
 import contextlib
 from dataclasses import dataclass
 
+from deployments.adapters import AdapterPlaces
 from deployments.engine_view import EngineView
+from deployments.errors import EngineDiedError
 from deployments.feed import GatewayFeed
+from deployments.lifecycle import EngineLifecycle
 from deployments.residents import Residents
 from deployments.types import EngineDescription
 from deployments.wire import EngineNews, ReplicaNews
 
 # Silence would look like death.
 HEARTBEAT_S = 1.0
+# Engines are asked for their adapters this often, if any was used.
+LOOK_S = 1.0
 # Changes that come together are told together.
 GATHER_S = 0.05
 _SMOOTHING = 0.3
@@ -44,16 +49,18 @@ class Newsroom:
         self._first_tokens: dict[str, _FirstTokens] = {}
         # What each gateway has been told.
         self._told: dict[GatewayFeed, dict[str, EngineNews]] = {}
-        self._telling: asyncio.Task[None] | None = None
+        self._places: dict[str, AdapterPlaces] = {}
+        self._tasks: list[asyncio.Task[None]] = []
 
     def run(self) -> None:
         """Begin to tell."""
-        self._telling = asyncio.get_running_loop().create_task(self._tell_all())
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._tell_all()), loop.create_task(self._look_at_adapters())]
 
     def close(self) -> None:
         """Tell no more."""
-        if self._telling is not None:
-            self._telling.cancel()
+        for task in self._tasks:
+            task.cancel()
 
     def tell(self, feed: GatewayFeed) -> None:
         """Tell this gateway from now on, beginning with everything."""
@@ -77,6 +84,15 @@ class Newsroom:
                 else:
                     self._tell(feed)
 
+    async def _look_at_adapters(self) -> None:
+        # Beside the telling: an engine that computes answers only after its step.
+        while True:
+            found = {name: await _places_of(life) for name, life in self._residents.with_adapters().items()}
+            if found != self._places:
+                self._places = found
+                self._residents.changed.set()
+            await asyncio.sleep(LOOK_S)
+
     def _tell(self, feed: GatewayFeed) -> None:
         told, now = self._told[feed], self._now()
         changed = {model_id: news for model_id, news in now.items() if not news.same_as(told.get(model_id))}
@@ -88,7 +104,12 @@ class Newsroom:
         described = self._residents.describe()
         nothing = _FirstTokens()
         return {
-            view.model_id: _news(view, described[view.model_id], self._first_tokens.get(view.model_id, nothing))
+            view.model_id: _news(
+                view,
+                described[view.model_id],
+                self._first_tokens.get(view.model_id, nothing),
+                self._places.get(view.model_id),
+            )
             for view in self._residents.views()
         }
 
@@ -96,7 +117,16 @@ class Newsroom:
         return f"<Newsroom of {self._replica_id}, {len(self._told)} gateways>"
 
 
-def _news(view: EngineView, described: EngineDescription, first_tokens: _FirstTokens) -> EngineNews:
+async def _places_of(life: EngineLifecycle) -> AdapterPlaces:
+    try:
+        return await life.adapter_places()
+    except EngineDiedError:
+        return AdapterPlaces()
+
+
+def _news(
+    view: EngineView, described: EngineDescription, first_tokens: _FirstTokens, places: AdapterPlaces | None
+) -> EngineNews:
     return EngineNews(
         state=view.state,
         age_s=described["since_s"],
@@ -106,4 +136,5 @@ def _news(view: EngineView, described: EngineDescription, first_tokens: _FirstTo
         load=round(first_tokens.load),
         in_hand=described["requests"] + described["waiting"],
         needs_bytes=view.awake_bytes - view.held_bytes,
+        adapters=None if places is None else places.news(),
     )

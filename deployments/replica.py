@@ -41,6 +41,7 @@ from deployments.types import (
     NewsRequest,
 )
 from deployments.wire import MAKE_ROOM, MOVE, TokenDelta
+from storage.adapter_dram import AdapterDram
 from storage.adapter_files import AdapterFiles
 from storage.store import StoreConfig
 
@@ -302,7 +303,9 @@ class ServedEngineReplica(EngineReplica):
             max_wait_s,
             replica_id,
             node.tier_of,
-            AdapterFiles(storage.disk_dir, storage.s3_endpoint_url),
+            AdapterFiles(
+                storage.disk_dir, storage.s3_endpoint_url, AdapterDram(storage.adapters_in, storage.adapter_dram_bytes)
+            ),
         )
         self._residents.watch = ResidencyMetrics(_devices())
         self._residents.node = ray.get_runtime_context().get_node_id()

@@ -225,6 +225,10 @@ class Residents:
                 found[model_id] = await resident.life.adapters()
         return found
 
+    def with_adapters(self) -> dict[str, EngineLifecycle]:
+        """Return the engines of models that take adapters."""
+        return {name: resident.life for name, resident in self._residents.items() if resident.spec.lora_enabled}
+
     def views(self) -> list[EngineView]:
         """Return each model's engine as the residency decision sees it."""
         now_s = time.monotonic()

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from deployments.adapters import AdapterPlaces
 from deployments.engine import Engine
 from deployments.errors import (
     EngineArgumentError,
@@ -221,6 +222,8 @@ class StagedEngine:
         return place
 
     async def _run(self, spec: ModelSpec) -> None:
+        config = self._node.config
+        spec = replace(spec, adapters_in=str(config.adapters_in), adapters_bytes=config.adapter_dram_bytes)
         with self._timed("wait for the process pool"):
             pool = await self._node.pool_address()
         self._engine = self._make_engine(spec, pool)
@@ -264,6 +267,10 @@ class StagedEngine:
     async def adapters(self) -> list[str]:
         """See ``Engine.adapters``."""
         return await self._running().adapters()
+
+    async def adapter_places(self) -> AdapterPlaces:
+        """See ``Engine.adapter_places``."""
+        return await self._running().adapter_places()
 
     async def memory_bytes(self) -> int:
         """See ``Engine.memory_bytes``."""

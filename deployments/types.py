@@ -56,6 +56,9 @@ class ModelSpec:
     awake_bytes: int = 0
     # Where its engine keeps what it compiles and measures, for the next one; vLLM's own place if there is none.
     cache_dir: str = ""
+    # Where the node keeps its adapters as engines compute with them, and how much of them; its own memory if empty.
+    adapters_in: str = ""
+    adapters_bytes: int = 0
 
     @cached_property
     def revision(self) -> str:

@@ -23,6 +23,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
+from deployments.adapters import AdapterPlaces, LoadTimes
 from deployments.canary import Answer, ask_canary
 from deployments.engine_adapters import EngineAdapter, EngineAdapters
 from deployments.engine_args import engine_args
@@ -53,6 +54,7 @@ from deployments.types import (
 )
 from deployments.vllm_tokens import delta_of, prompt_of, queued_s, sampling_params
 from deployments.wire import TokenDelta
+from storage.adapter_dram import AdapterDram
 
 STOP_TIMEOUT_S = 10.0
 # What workers call the parts of a wake, and what they are called here; others are within these.
@@ -72,7 +74,13 @@ class VllmEngine:
         self._pool = pool
         self._forked: ForkedEngine | None = None
         self._adapters = EngineAdapters(self._load_adapter, self._unload_adapter, spec.id)
-        self._adapters.keep(spec.adapters)
+        self.keep_adapters(spec.adapters)
+        self._dram = AdapterDram(Path(spec.adapters_in), spec.adapters_bytes) if spec.adapters_in else None
+        self._load_times = LoadTimes()
+        # Where adapters were, by digest, after so many events.
+        self._in_slots: frozenset[str] = frozenset()
+        self._in_host: frozenset[str] = frozenset()
+        self._looked_at = 0
         self._llm: AsyncLLM | None = None
         self._tasks: list[str] = []
         # Requests in hand, counted here: vLLM counts one only some time after it was given it.
@@ -321,6 +329,7 @@ class VllmEngine:
 
     def keep_adapters(self, adapters: Sequence[AdapterSpec]) -> None:
         """See ``Engine.keep_adapters``."""
+        self._known_digests = frozenset(adapter.digest for adapter in adapters)
         self._adapters.keep(adapters)
 
     async def adapters(self) -> list[str]:
@@ -332,6 +341,20 @@ class VllmEngine:
         except EngineDeadError as error:
             raise EngineDiedError(self._spec.id) from error
 
+    async def adapter_places(self) -> AdapterPlaces:
+        """See ``Engine.adapter_places``; its worker is asked only if something may have changed."""
+        if self._adapters.events != self._looked_at:
+            events = self._adapters.events
+            try:
+                (slots, host), *_ = await self._running().collective_rpc("adapter_ids")
+            except EngineDeadError as error:
+                raise EngineDiedError(self._spec.id) from error
+            self._in_slots, self._in_host = self._adapters.digests(slots), self._adapters.digests(host)
+            self._looked_at = events
+        dram = await asyncio.to_thread(self._dram.digests) if self._dram is not None else set()
+        times = self._load_times
+        return AdapterPlaces(self._in_slots, self._in_host, self._known_digests & dram, times.dram_s, times.elsewhere_s)
+
     async def _load_adapter(self, adapter: EngineAdapter) -> None:
         """Have it loaded before a batch needs it: there, what can't be loaded would end the engine.
 
@@ -339,8 +362,12 @@ class VllmEngine:
             RequestRejectedError: the engine can't use it.
             EngineDiedError: the engine ended.
         """
+        digest = Path(adapter.directory).name
+        from_dram = self._dram is not None and await asyncio.to_thread(self._dram.holds, digest)
+        begin_s = time.monotonic()
         try:
             await self._running().add_lora(_lora_request(adapter))
+            self._load_times.measured(time.monotonic() - begin_s, from_dram=from_dram)
         except EngineDeadError as error:
             raise EngineDiedError(self._spec.id) from error
         # What a worker raises arrives as a plain Exception that quotes it, paths and all.

@@ -51,6 +51,21 @@ class TokenDelta(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):
         return not self.token_ids and self.finish_reason is None and self.stop_reason in {MOVE, MAKE_ROOM}
 
 
+class AdapterNews(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Where a replica has adapters of a model, by ``adapter_rows.adapter_key``; as many as fit, in order.
+
+    Times are in seconds, until a request's adapter could be computed with.
+    """
+
+    host_s: float
+    dram_s: float
+    elsewhere_s: float
+    """For all that isn't named."""
+    slots: list[int]
+    host: list[int]
+    dram: list[int]
+
+
 class EngineNews(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """What a replica says of one of its engines; times in seconds."""
 
@@ -68,6 +83,8 @@ class EngineNews(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Sequences in hand or held now."""
     needs_bytes: int
     """What the device has to have free for it to be awake."""
+    adapters: AdapterNews | None = None
+    """None where it takes none, or nothing is known of them."""
 
     def same_as(self, other: "EngineNews | None") -> bool:
         """Whether there is nothing new in this, the age apart."""

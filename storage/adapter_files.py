@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from storage.adapter_dram import AdapterDram
 from storage.adapter_source import AdapterSource, check_values, digest_of, is_there, look_at
 from storage.checkpoint import fetch
 from storage.errors import AdapterError, StorageError
@@ -54,9 +55,11 @@ class AdapterInUse:
 class AdapterFiles:
     """Below ``root``, the disk tier's directory. Methods block; several processes share a root."""
 
-    def __init__(self, root: Path, s3_endpoint_url: str | None = None) -> None:
+    def __init__(self, root: Path, s3_endpoint_url: str | None = None, dram: AdapterDram | None = None) -> None:
+        """``dram`` is where engines keep what they make of the copies; it goes with them."""
         self._root = root / _NAME
         self._s3_endpoint_url = s3_endpoint_url
+        self._dram = dram
 
     def take(self, name: str, source: str, base: Mapping[str, Any], max_rank: int) -> Adapter:
         """Check an adapter, copy it here, and return its facts.
@@ -99,12 +102,18 @@ class AdapterFiles:
         try:
             lock = os.open(directory / _IN_USE, _LOCK_FLAGS, 0o600)
         except FileNotFoundError:
-            return not directory.exists()
+            if directory.exists():
+                return False
+            if self._dram is not None:
+                self._dram.remove(digest)
+            return True
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # In one step: whoever comes now finds all of it, or nothing.
             gone = self._partials() / secrets.token_hex(8)
             directory.rename(gone)
+            if self._dram is not None:
+                self._dram.remove(digest)
             shutil.rmtree(gone, ignore_errors=True)
         except BlockingIOError:
             return False
@@ -125,6 +134,9 @@ class AdapterFiles:
                 with contextlib.suppress(FileNotFoundError):
                     if directory.stat().st_mtime < young_s:
                         self.remove(directory.name)
+        if self._dram is not None:
+            for digest in self._dram.digests() - self.digests() - set(known):
+                self._dram.remove(digest)
 
     def digests(self) -> set[str]:
         """Return what is here."""

@@ -50,6 +50,13 @@ class StoreConfig:
     copy: CopyPolicy = field(default_factory=CopyPolicy)
     peers: bool = True
     peer: PeerPolicy = field(default_factory=PeerPolicy)
+    # Beside the tier's own budget: adapters are many, small, and the node's rather than a snapshot's.
+    adapter_dram_bytes: int = 1 << 30
+
+    @property
+    def adapters_in(self) -> Path:
+        """Where adapters are in host memory."""
+        return self.dram_dir / ".adapters"
 
 
 class SnapshotStore:

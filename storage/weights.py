@@ -16,6 +16,7 @@ import torch
 
 from storage.errors import CorruptSnapshotError
 from storage.manifest import TensorEntry
+from storage.tensor_header import Tensor
 
 _PAGE_BYTES = 4096
 _DTYPES: dict[str, torch.dtype] = {
@@ -71,7 +72,7 @@ def map_tensors(path: Path, entries: Iterable[TensorEntry]) -> dict[str, torch.T
     return {entry.name: memory[entry.start : entry.end].view(dtype_of(entry)).view(entry.shape) for entry in entries}
 
 
-def dtype_of(entry: TensorEntry) -> torch.dtype:
+def dtype_of(entry: TensorEntry | Tensor) -> torch.dtype:
     """Return the type of a tensor's elements. Raises KeyError for one that torch has no type for."""
     return _DTYPES[entry.dtype]
 

@@ -40,10 +40,11 @@ from autoscaler.replay_jobs import Work, replay_on
 from autoscaler.reports import EngineReport, ReplicaReport
 from autoscaler.traces import Arrivals, Service, Trace, read_trace
 from autoscaler.types import Count
+from deployments.adapter_rows import adapter_key
 from deployments.placements import Placements
 from deployments.router import two_of
 from deployments.types import AdapterSpec, GenerateRequest, ModelSpec
-from deployments.wire import EngineNews, ReplicaNews
+from deployments.wire import AdapterNews, EngineNews, ReplicaNews
 
 NAME = "cluster-decisions"
 SIZES = (10, 100, 1000)
@@ -112,7 +113,9 @@ def choosing_ms(size: int) -> tuple[list[float], list[float]]:
     placements.replicas("pool", replica_ids)
     fleet = Fleet(_Pool(), placements)
     for number, replica_id in enumerate(replica_ids):
-        engines = {spec.id: _news(_state(number, index, size, chance), chance) for index, spec in enumerate(models)}
+        engines = {
+            spec.id: _news(_state(number, index, size, chance), chance, spec) for index, spec in enumerate(models)
+        }
         fleet.hear(ReplicaNews("pool", replica_id, engines, [], chance.randrange(20)))
     prompts = [[chance.randrange(30_000) for _ in range(PROMPT_TOKENS)] for _ in range(50)]
     choices_ms, news_ms = [], []
@@ -121,7 +124,9 @@ def choosing_ms(size: int) -> tuple[list[float], list[float]]:
         prompt = [*chance.choice(prompts)[: chance.randrange(PROMPT_TOKENS)], *chance.choice(prompts)][:PROMPT_TOKENS]
         choices_ms.append(_ms(lambda: _choose(name, prompt, str(number), names, adapters, fleet, placements)))  # noqa: B023
         own = number % size
-        news = ReplicaNews("pool", replica_ids[own], {f"m{own}": _news("awake", chance)}, [], chance.randrange(20))
+        news = ReplicaNews(
+            "pool", replica_ids[own], {f"m{own}": _news("awake", chance, models[own])}, [], chance.randrange(20)
+        )
         news_ms.append(_ms(lambda: fleet.hear(news)))  # noqa: B023
     return choices_ms[CHOICES // 10 :], news_ms[CHOICES // 10 :]
 
@@ -208,11 +213,14 @@ class _Pool:
     deployment_id = "pool"
 
 
+KEYS: dict[str, list[int]] = {}
 REPLICAS = [f"replica{number:05d}" for number in range(SIZES[-1])]
 
 
 def _model(number: int) -> ModelSpec:
-    adapters = tuple(AdapterSpec(f"a{index}", f"/a/{index}", f"{index:064x}") for index in range(ADAPTERS))
+    digests = [f"{number * ADAPTERS + index:064x}" for index in range(ADAPTERS)]
+    adapters = tuple(AdapterSpec(f"a{index}", f"/a/{index}", digest) for index, digest in enumerate(digests))
+    KEYS[f"m{number}"] = [adapter_key(digest) for digest in digests]
     return ModelSpec(f"m{number}", "", lora_enabled=True, adapters=adapters)
 
 
@@ -222,9 +230,13 @@ def _state(replica: int, model: int, size: int, chance: random.Random) -> str:
     return "asleep" if chance.random() < 4 / size else "cold"
 
 
-def _news(state: str, chance: random.Random) -> EngineNews:
+def _news(state: str, chance: random.Random, spec: ModelSpec) -> EngineNews:
     in_hand = chance.randrange(SLOTS) if state == "awake" else 0
-    return EngineNews(state, 3.0, 8.0 + chance.random(), 0.5, 0.1, 2, in_hand, 0 if state == "awake" else 10)
+    # Where the model is awake its adapters are in dram, some of them nearer; elsewhere replicas don't say.
+    keys = KEYS[spec.id] if state == "awake" else []
+    near = chance.sample(keys, 4) if keys else []
+    adapters = AdapterNews(0.002, 0.01, 0.1, near[:2], near[2:], [key for key in keys if key not in near])
+    return EngineNews(state, 3.0, 8.0 + chance.random(), 0.5, 0.1, 2, in_hand, 0 if state == "awake" else 10, adapters)
 
 
 def _report(state: str, served: int = 0) -> EngineReport:

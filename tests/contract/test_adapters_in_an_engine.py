@@ -19,7 +19,7 @@ from deployments.snapshot_builder import with_loader
 from deployments.types import AdapterSpec, GenerateRequest, ModelSpec
 from deployments.vllm_engine import VllmEngine
 from storage.adapter_files import AdapterFiles
-from tests.support.adapters import safetensors
+from tests.support.adapters import random_tensors, safetensors, write_adapter
 from tests.support.feeds import generate_request
 from tests.support.service import ADAPTERS, CHAT_MODEL, MODELS
 from tests.support.snapshots import describe
@@ -29,11 +29,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 MAX_LORAS, MAX_CPU_LORAS, RANK = 2, 8, 16
 MIB = 1 << 20
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
-LINEAR = {
-    "self_attn.q_proj": (576, 576), "self_attn.k_proj": (576, 192), "self_attn.v_proj": (576, 192),
-    "self_attn.o_proj": (576, 576), "mlp.gate_proj": (576, 1536), "mlp.up_proj": (576, 1536),
-    "mlp.down_proj": (1536, 576),
-}  # fmt: skip
 SPEC = ModelSpec(
     CHAT_MODEL,
     str(MODELS / CHAT_MODEL),
@@ -149,18 +144,7 @@ async def test_a_new_version_takes_over_without_the_olds_cache(engine: VllmEngin
 
 def write_large(path: Path, seed: int) -> Path:
     """Rank 16 on all linear layers: 18.6 MiB in float32."""
-    path.mkdir()
-    generator = np.random.default_rng(seed)
-    tensors = {}
-    for layer in range(BASE["num_hidden_layers"]):
-        for module, (inputs, outputs) in LINEAR.items():
-            name = f"base_model.model.model.layers.{layer}.{module}"
-            tensors[f"{name}.lora_A.weight"] = generator.normal(0, 0.01, (RANK, inputs)).astype(np.float32)
-            tensors[f"{name}.lora_B.weight"] = generator.normal(0, 0.01, (outputs, RANK)).astype(np.float32)
-    (path / "adapter_model.safetensors").write_bytes(safetensors(tensors))
-    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": 16, "target_modules": [name[10:] for name in LINEAR]}
-    (path / "adapter_config.json").write_text(json.dumps(config))
-    return path
+    return write_adapter(path, random_tensors(MODELS / CHAT_MODEL, seed, RANK), rank=RANK, lora_alpha=16)
 
 
 async def test_memory_goes_back_with_them(engine: VllmEngine, files: AdapterFiles, tmp_path: Path) -> None:

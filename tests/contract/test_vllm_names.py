@@ -5,6 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 import vllm
 from vllm import device_allocator
 from vllm.compilation import decorators
@@ -12,8 +13,12 @@ from vllm.device_allocator import AllocationData, cumem, sleep_mode_backend
 from vllm.distributed.device_communicators.shm_broadcast import MessageQueue, SpinCondition
 from vllm.lora.layers import LogitsProcessorWithLoRA, VocabParallelEmbeddingWithLoRA
 from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
+from vllm.lora.lora_model import LoRAModel
+from vllm.lora.lora_weights import LoRALayerWeights
+from vllm.lora.model_manager import LoRAModelManager
 from vllm.lora.ops.torch_ops import lora_ops
 from vllm.lora.punica_wrapper import utils as punica_utils
+from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager, WorkerLoRAManager
 from vllm.model_executor.layers import utils as layer_utils
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
@@ -32,6 +37,7 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.gpu_input_batch import InputBatch
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 from vllm.v1.worker.gpu_worker import Worker as GpuWorker
+from vllm.v1.worker.lora_model_runner_mixin import LoRAModelRunnerMixin
 
 import deployments
 from deployments.gpu_worker import SleepingGpuWorker
@@ -78,6 +84,31 @@ def test_cpu_adapters() -> None:
         VocabParallelEmbeddingWithLoRA.create_lora_weights
     )
     assert "else -1" in inspect.getsource(punica_utils.convert_mapping)
+
+
+def test_packed_adapters() -> None:
+    """`deployments/packed_adapters.py` stands in for vLLM's managers by these."""
+    manager = inspect.getsource(LoRAModelManager)
+    assert "for module_name, module in self.modules.items():\n            module_lora = self._get_lora_layer" in manager
+    assert "self.lora_index_to_id[index] = lora_model.id" in manager
+    assert "self._registered_adapters[lora.id] = lora" in manager
+    assert "def _create_merged_loras_inplace(self, lora_model: LoRAModel)" in manager
+    worker = inspect.getsource(LRUCacheWorkerLoRAManager)
+    assert "lora = self._load_adapter(lora_request)" in worker
+    assert "lora_manager_cls=self._manager_cls" in worker
+    assert "self._adapter_manager = lora_manager" in worker
+    constructor = inspect.signature(WorkerLoRAManager).parameters
+    assert list(constructor) == ["vllm_config", "device", "embedding_modules", "lora_model_cls"]
+    load = inspect.getsource(LoRAModelRunnerMixin.load_lora_model)
+    assert "self.lora_manager = LRUCacheWorkerLoRAManager(" in load
+    assert "return self.lora_manager.create_lora_manager(model, vllm_config)" in load
+    assert hasattr(torch, "_foreach_copy_")
+    # What stands for vLLM's own way from files to slots.
+    assert "hf_to_vllm_mapper = hf_to_vllm_mapper.get_rename_mapper()" in inspect.getsource(WorkerLoRAManager)
+    assert "self.lora_b *= self.scaling" in inspect.getsource(LoRALayerWeights.optimize)
+    assert "peft_helper.vllm_lora_scaling_factor" in inspect.getsource(LoRALayerWeights.from_config)
+    assert "lora_b = tensor.to(device=device, dtype=dtype)" in inspect.getsource(LoRAModel.from_lora_tensors)
+    assert "self.packed_modules[module_full_name] = [" in manager
 
 
 def test_cpu_worker() -> None:

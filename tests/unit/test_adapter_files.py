@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from storage import adapter_files
+from storage.adapter_dram import AdapterDram
 from storage.adapter_files import AdapterFiles
 from storage.errors import AdapterError, RemoteError, RemoteMissingError, StorageError
 from tests.support.adapters import BASE, RANK, Q, safetensors, tensors_of, write_adapter
@@ -81,6 +82,28 @@ def test_what_is_used_stays_until_it_is_not(files: AdapterFiles, tmp_path: Path)
     assert files.remove(digest)
     assert files.remove(digest), "harmless"
     assert left_behind(tmp_path) == []
+
+
+def test_what_engines_have_made_of_it_goes_with_it(tmp_path: Path) -> None:
+    dram = AdapterDram(tmp_path / "dram", 1 << 20)
+    files = AdapterFiles(tmp_path / "disk", dram=dram)
+    first, second = (take(files, write_adapter(tmp_path / str(n), tensors_of(fill=n))) for n in (1.0, 2.0))
+    stranger = "f" * 64
+    for digest in (first, second, stranger):
+        with dram.making("layout", digest, {}, 8):
+            pass
+    held = files.use(first, "")
+    assert not files.remove(first)
+    assert dram.digests() == {first, second, stranger}
+    held.close()
+    assert files.remove(first)
+    assert dram.digests() == {second, stranger}
+    # What is young stays: its file may be about to be spoken of.
+    files.sweep(())
+    assert dram.digests() == {second}
+    shutil.rmtree(tmp_path / "disk")
+    assert files.remove(second)
+    assert dram.digests() == set()
 
 
 def test_many_at_once_copy_and_remove_and_find_it_whole(files: AdapterFiles, tmp_path: Path) -> None:

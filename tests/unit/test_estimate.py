@@ -2,13 +2,12 @@
 
 from collections import Counter
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.estimate import FIRST_TOKEN_S, NO_ROOM_S, STALE_S, PoolView
-from deployments.wire import EngineNews, ReplicaNews
+from deployments.wire import AdapterNews, EngineNews, ReplicaNews
 from tests.support import plain_estimate
 
 NOW_S = 1000.0
@@ -141,15 +140,74 @@ def test_nothing_known_is_no_choice() -> None:
     assert pool({"a": engine()}).least_s("m", NOW_S, but="a") is None
 
 
+NEAR, OTHER = 1, 2
+SECONDS_BY_TIER = {"slots": 0.0, "host": 0.003, "dram": 0.04, "elsewhere": 0.2}
+
+
+def with_adapter(tier: str, **fields: object) -> EngineNews:
+    """An engine that has one adapter there."""
+    lists = {name: [NEAR] if name == tier else [] for name in ("slots", "host", "dram")}
+    return engine(adapters=AdapterNews(*list(SECONDS_BY_TIER.values())[1:], **lists), **fields)  # type: ignore[arg-type]
+
+
+def test_the_nearer_an_adapter_the_sooner() -> None:
+    seen = pool({tier: with_adapter(tier) for tier in SECONDS_BY_TIER})
+    for tier in SECONDS_BY_TIER:
+        assert {seen.soonest("m", NOW_S, {}, NEAR) for _ in range(20)} == {tier}
+        seen.lose(tier)
+    seen = pool({tier: with_adapter(tier) for tier in SECONDS_BY_TIER})
+    assert set(seen.best("m", NOW_S, {}, OTHER)) == set(seen.best("m", NOW_S, {})) == set(SECONDS_BY_TIER)
+
+
+def test_a_queue_weighs_against_an_adapter() -> None:
+    busy = {"has": with_adapter("slots", in_hand=1), "idle": with_adapter("elsewhere")}
+    assert pool(busy).best("m", NOW_S, {}, NEAR) == ["has"], "0.2 s against 0.3 s"
+    busy["has"] = with_adapter("slots", in_hand=3)
+    assert pool(busy).best("m", NOW_S, {}, NEAR) == ["idle"], "0.4 s against 0.3 s"
+    assert pool(busy).best("m", NOW_S, {"has": 0.2}, NEAR) == ["has"], "and its prefix"
+
+
+def test_a_hot_adapter_spreads_as_far_as_its_load_asks_for() -> None:
+    """One gateway sends without an end; a replica that was sent one is taken to have it from then on."""
+    seen = pool({"has": with_adapter("slots")} | {name: with_adapter("elsewhere") for name in "abc"})
+    sent = []
+    for _ in range(40):
+        sent.append(seen.soonest("m", NOW_S, {}, NEAR))
+        seen.send(sent[-1], "m", NEAR)
+    assert sent[:2] == ["has", "has"]
+    assert set(sent) == {"has", *"abc"}
+    counts = Counter(sent)
+    assert max(counts.values()) - min(counts.values()) <= 2
+    # One that is asked for now and then stays where it is.
+    seen = pool({"has": with_adapter("slots")} | {name: with_adapter("dram") for name in "abc"})
+    assert {seen.soonest("m", NOW_S, {}, NEAR) for _ in range(40)} == {"has"}
+
+
+def test_what_is_not_told_again_is_gone() -> None:
+    seen = pool({"r": with_adapter("slots"), "other": with_adapter("host")})
+    seen.send("other", "m", OTHER)
+    assert seen.best("m", NOW_S, {"other": 0.1}, OTHER) == ["other"]
+    seen.hear(ReplicaNews("pool", "r", {"m": with_adapter("elsewhere")}, [], 8), NOW_S)
+    assert seen.best("m", NOW_S, {"other": 0.1}, NEAR) == ["other"]
+    seen.hear(ReplicaNews("pool", "other", {"m": with_adapter("elsewhere")}, [], 8), NOW_S)
+    assert len(seen.best("m", NOW_S, {}, NEAR)) == len(seen.best("m", NOW_S, {}, OTHER)) == 2
+    assert [len(known) for known in seen._adapters.values()] == [0]
+    seen.lose("r")
+    seen.lose("other")
+    assert not seen._adapters
+
+
 STATES = ("cold", "starting", "awake", "sleeping", "asleep", "waking", "stopping", "failed")
 NAMES = st.sampled_from("abcdefghijkl")
 MODELS = st.sampled_from("mno")
 SECONDS = st.sampled_from((0.0, 0.1, 0.11, 0.3, 2.0, 7.5))
 NUMBERS = st.integers(0, 4)
-ENGINES = st.builds(EngineNews, st.sampled_from(STATES), *[SECONDS] * 4, NUMBERS, NUMBERS, NUMBERS)
+KEYS = st.lists(NUMBERS, max_size=3)
+ADAPTERS = st.none() | st.builds(AdapterNews, SECONDS, SECONDS, SECONDS, KEYS, KEYS, KEYS)
+ENGINES = st.builds(EngineNews, st.sampled_from(STATES), *[SECONDS] * 4, NUMBERS, NUMBERS, NUMBERS, ADAPTERS)
 EVENTS = st.one_of(
     st.builds(ReplicaNews, st.just("pool"), NAMES, st.dictionaries(MODELS, ENGINES), st.lists(MODELS), NUMBERS),
-    st.tuples(st.just("send"), NAMES, MODELS),
+    st.tuples(st.just("send"), NAMES, MODELS, st.none() | NUMBERS),
     st.tuples(st.just("lose engine"), NAMES, MODELS),
     st.tuples(st.just("lose"), NAMES),
     st.tuples(st.just("pass"), SECONDS),
@@ -164,14 +222,14 @@ def test_columns_say_what_one_replica_after_another_says(events: list[object], s
             case ReplicaNews():
                 seen.hear(event, now_s)
                 plain.setdefault(event.replica_id, plain_estimate.ReplicaView.empty()).hear(event, now_s)
-            case ("send", name, model) if name in plain:
-                seen.send(name, model)
+            case ("send", name, model, key) if name in plain:
+                seen.send(name, model, key)
                 plain[name].sent[model] = plain[name].sent.get(model, 0) + 1
+                plain[name].expected.setdefault(model, set()).add(key)
             case ("lose engine", name, model):
                 seen.lose_engine(name, model)
-                if name in plain and model in plain[name].engines:
-                    engines = plain[name].engines
-                    engines[model] = msgspec.structs.replace(engines[model], state="cold", age_s=0.0)
+                if name in plain:
+                    plain[name].lose_engine(model)
             case ("lose", name):
                 seen.lose(name)
                 plain.pop(name, None)
@@ -181,7 +239,10 @@ def test_columns_say_what_one_replica_after_another_says(events: list[object], s
         estimates = {name: plain_estimate.first_token_s(view, model, now_s) for name, view in plain.items()}
         known = {name: each for name, each in estimates.items() if each is not None}
         assert seen.first_tokens_s(model, now_s) == known, "to the last digit"
-        assert sorted(seen.best(model, now_s, saved_s)) == plain_estimate.best(plain, model, now_s, saved_s)
+        for key in (None, 0, 1, 7):
+            assert sorted(seen.best(model, now_s, saved_s, key)) == plain_estimate.best(
+                plain, model, now_s, saved_s, key
+            )
         others = [each for name, each in known.items() if name != "a"]
         assert seen.least_s(model, now_s, but="a") == min(others, default=None)
     assert {name for name in plain if seen.is_silent(name, now_s)} == {

@@ -1,6 +1,7 @@
 """A gateway's choice among replicas, on the news that they send it: real sockets, engines that need no model."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from app.migration import ResumeCost
 from app.prefixes import BLOCK_TOKENS, PrefixTable, blocks_of
 from app.streams import TokenStreams
 from deployments import news
+from deployments.adapter_rows import adapter_key
 from deployments.fake_engine import FakeEngine
 from deployments.placements import Placements
 from deployments.replica import EngineReplica
 from deployments.residency import Limits
-from deployments.types import EngineDescription, GenerateRequest, ModelSpec, Place
+from deployments.types import AdapterRef, EngineDescription, GenerateRequest, ModelSpec, Place
 from tests.support.feeds import Collector, generate_request
 from tests.support.handles import LocalHandle
 
@@ -35,7 +37,8 @@ class Setup:
         self.fleets = Fleets({"pool": self}, self.placements)
         self.streams = TokenStreams(self.fleets)
         self.replicas: dict[str, EngineReplica] = {}
-        spec = ModelSpec("fake", "", {"token_time_s": 0.001, "wake_time_s": 0.05}, awake_bytes=100)
+        engine = {"token_time_s": 0.001, "wake_time_s": 0.05}
+        spec = ModelSpec("fake", "", engine, lora_enabled=True, awake_bytes=100)
         limits = Limits(10_000, min_residency_s=0.0, max_starvation_s=1.0)
         for name in ("one", "two"):
             catalogue = LocalHandle(Catalogue([Entry(spec, {}, "pool", {})], directory))
@@ -107,6 +110,28 @@ async def test_the_busy_replica_is_left_alone(setup: Setup) -> None:
     await collector.until(lambda: collector.frames)
     await until_chosen(setup, "two", times=1)
     call.cancel()
+
+
+async def test_requests_for_an_adapter_go_where_it_is(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(news, "LOOK_S", 0.001)
+    adapters: dict[str, AdapterRef] = {
+        name: {"id": name, "path": "", "digest": digest * 64} for name, digest in (("one", "1"), ("two", "2"))
+    }
+    await until_chosen_any(setup)
+    collector = Collector()
+    for name, adapter in adapters.items():
+        setup.streams.expect(name, collector)
+        ask = generate_request(setup.streams, name)
+        await setup.replicas[name].generate(ask | {"adapter": adapter})  # type: ignore[typeddict-item]
+    # Without sending: what was sent would be taken to be there.
+    view = setup.fleets.of("pool")._view
+    async with asyncio.timeout(10):
+        for name, adapter in adapters.items():
+            while view.best("fake", time.monotonic(), {}, adapter_key(adapter["digest"])) != [name]:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    for name, adapter in adapters.items():
+        ask = generate_request(setup.streams, "next")
+        assert setup.choose(ask | {"adapter": adapter}) == {"replica_id": name}  # type: ignore[typeddict-item]
 
 
 async def test_a_dead_engine_is_avoided_before_its_replica_says_so(setup: Setup) -> None:
