@@ -1,6 +1,7 @@
 """An engine as the residency decision sees it: plain data, and what follows from it alone."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -124,3 +125,9 @@ class EngineView:
             rate_per_s = 1 / max(1.0, now_s - self.idle_since_s)
         waiting_s = max(0.0, self.start_s - self.wake_s) if self.state == "asleep" else self.wake_s
         return rate_per_s * waiting_s / max(1, self.freed_bytes)
+
+
+def room_bytes(views: Sequence[EngineView], budget_bytes: int) -> int:
+    """Return what is free of a device's budget, or held by engines that are awake and not used."""
+    idle_bytes = sum(view.freed_bytes for view in views if view.empty and not view.pinned)
+    return budget_bytes - sum(view.held_bytes for view in views) + idle_bytes

@@ -83,7 +83,7 @@ class PlanFollower:
         """
         served = self._residents.take_served()
         described = self._residents.describe()
-        limited = self._residents.budget_bytes is not None
+        limits = self._residents.limits
         engines = {
             view.model_id: _engine(view, described[view.model_id]["waiting"], served.get(view.model_id, (0, 0.0)))
             for view in self._residents.views()
@@ -96,8 +96,8 @@ class PlanFollower:
             "engines": {key: each for key, each in engines.items() if each["served"] or each != told.get(key)},
             "is_change": bool(told),
             "gone": [model_id for model_id in told if model_id not in engines],
-            "budget_bytes": self._residents.budget_bytes,
-            "room_bytes": max(0, self._residents.room_bytes()) if limited else 0,
+            "budget_bytes": limits.budget_bytes if limits.is_limited else None,
+            "room_bytes": max(0, self._residents.room_bytes()) if limits.is_limited else 0,
             "prewarms": self._residents.prewarms.counts(),
         }
 

@@ -41,6 +41,11 @@ class Limits:
     min_residency_s: float
     max_starvation_s: float
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether there is a budget."""
+        return self.budget_bytes < NO_LIMIT_BYTES
+
 
 @dataclass(frozen=True)
 class Action:

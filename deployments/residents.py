@@ -16,13 +16,13 @@ from dataclasses import replace
 from typing import Any
 
 from deployments.engine import Engine
-from deployments.engine_view import EngineView, Expectation
+from deployments.engine_view import EngineView, Expectation, room_bytes
 from deployments.errors import EngineDiedError, ReplicaLeavingError, UnknownModelError
 from deployments.health import check_goes_on
 from deployments.lifecycle import RETRY_FAILED_AFTER_S, EngineLifecycle
 from deployments.prewarms import Prewarms
 from deployments.request_trace import trace_hold
-from deployments.residency import NO_LIMIT_BYTES, Action, Limits, decide
+from deployments.residency import Action, Limits, decide
 from deployments.residency_watch import Unwatched
 from deployments.resident import Resident
 from deployments.tracing import NO_SPAN, Span
@@ -51,7 +51,7 @@ class Residents:
         self.watch = Unwatched()
         # The node that this is on, as Ray calls it.
         self.node = ""
-        self._limits = limits
+        self.limits = limits
         self._max_wait_s = max_wait_s
         self._kicked = asyncio.Event()
         # Set whenever something that ``describe`` and ``views`` tell has changed; whoever watches clears it.
@@ -116,11 +116,6 @@ class Residents:
     def run(self) -> None:
         """Begin to look after the engines."""
         self._looking = asyncio.get_running_loop().create_task(self._look_after())
-
-    @property
-    def budget_bytes(self) -> int | None:
-        """The device's budget, None without one."""
-        return None if self._limits.budget_bytes >= NO_LIMIT_BYTES else self._limits.budget_bytes
 
     def expect(self, expected: Mapping[str, Expectation]) -> None:
         """Take what a plan says of models, in the place of what it said before.
@@ -239,9 +234,7 @@ class Residents:
 
     def room_bytes(self) -> int:
         """Return what is free on the device, or held by engines that are awake and not used."""
-        views = self.views()
-        idle_bytes = sum(view.freed_bytes for view in views if view.empty and not view.pinned)
-        return self._limits.budget_bytes - sum(view.held_bytes for view in views) + idle_bytes
+        return room_bytes(self.views(), self.limits.budget_bytes)
 
     def check(self) -> None:
         """Raise what has ended the care of the engines, if anything has."""
@@ -330,7 +323,7 @@ class Residents:
             self._look_at(resident, now_s)
             # First, so that what has just become awake serves those it woke for before its place is given away.
             self._admit(resident)
-        decision = decide(self.views(), self._limits, now_s)
+        decision = decide(self.views(), self.limits, now_s)
         for model_id in decision.drain.keys() - self._draining.keys():
             self.on_drain(model_id)
         self._draining = decision.drain

@@ -1,6 +1,6 @@
 """How long starts, or wakes, of one engine take, by where its snapshot was when they began.
 
-Covers: keeping what was measured, and an estimate for a tier that nothing was measured from. Does not cover: measuring
+Covers: keeping what was measured, an estimate for a tier that nothing was measured from, names of their parts. Does not cover: measuring
 (``lifecycle``), knowing where a snapshot is (``storage.actor``).
 """
 
@@ -8,6 +8,11 @@ Covers: keeping what was measured, and an estimate for a tier that nothing was m
 TIERS = ("dram", "disk", "remote", "checkpoint")
 # How much the latest measurement counts.
 _SMOOTHING = 0.5
+# What workers call the parts of a wake, and what they are called here; others are within these.
+_WAKE_STAGES = {
+    "map_s": "map the snapshot", "copy_s": "copy weights", "kv_cache_s": "make room for the KV cache",
+    "pack_s": "pack weights", "wake_up_s": "wake up",
+}  # fmt: skip
 
 
 def one_after_the_other(stages_s: dict[str, float], from_s: float = 0.0) -> dict[str, float]:
@@ -17,6 +22,12 @@ def one_after_the_other(stages_s: dict[str, float], from_s: float = 0.0) -> dict
         begins_s[stage] = from_s
         from_s += takes_s
     return begins_s
+
+
+def wake_stages_s(told: dict[str, float], canary_s: float) -> dict[str, float]:
+    """Return by name what a worker tells of its wake that comes one after the other, and the check that ends it."""
+    stages = {name: told[key] for key, name in _WAKE_STAGES.items() if key in told}
+    return stages | {"ask the canary": canary_s}
 
 
 class StartTimes:

@@ -41,7 +41,7 @@ from deployments.footprint import process_memory_bytes
 from deployments.forked_engine import ForkedEngine, PoolAddress
 from deployments.pooled_start import start_pooled
 from deployments.resumable import check_resumable, end_of
-from deployments.start_times import one_after_the_other
+from deployments.start_times import one_after_the_other, wake_stages_s
 from deployments.transfer_metrics import count_transfers
 from deployments.types import (
     AdapterRef,
@@ -57,11 +57,6 @@ from deployments.wire import TokenDelta
 from storage.adapter_dram import AdapterDram
 
 STOP_TIMEOUT_S = 10.0
-# What workers call the parts of a wake, and what they are called here; others are within these.
-_WAKE_STAGES = {
-    "map_s": "map the snapshot", "copy_s": "copy weights", "kv_cache_s": "make room for the KV cache",
-    "pack_s": "pack weights", "wake_up_s": "wake up",
-}  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -261,7 +256,7 @@ class VllmEngine:
             raise WakeError(self._spec.id, "it does not answer as before it fell asleep")
         self._asleep = False
         end_s = time.perf_counter()
-        self._wake_stages_s = _wake_stages_s(stages[0], end_s - woken_s)
+        self._wake_stages_s = wake_stages_s(stages[0], end_s - woken_s)
         stages_s = {**stages[0], "canary_s": end_s - woken_s, "all_s": end_s - begin_s}
         logger.info("engine of %s awake: %s", self._spec.id, {key: round(value, 4) for key, value in stages_s.items()})
 
@@ -399,12 +394,6 @@ class VllmEngine:
 
     def __repr__(self) -> str:
         return f"<VllmEngine {self._spec.id} {'running' if self._llm else 'stopped'}, {self._adapters!r}>"
-
-
-def _wake_stages_s(told: dict[str, float], canary_s: float) -> dict[str, float]:
-    """Return by name what a worker tells of its wake that comes one after the other, and the check that ends it."""
-    stages = {name: told[key] for key, name in _WAKE_STAGES.items() if key in told}
-    return stages | {"ask the canary": canary_s}
 
 
 def _lora_request(adapter: EngineAdapter) -> LoRARequest:
