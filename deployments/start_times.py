@@ -1,7 +1,7 @@
 """How long starts, or wakes, of one engine take, by where its snapshot was when they began.
 
-Covers: keeping what was measured, an estimate for a tier that nothing was measured from, names of their parts. Does not cover: measuring
-(``lifecycle``), knowing where a snapshot is (``storage.actor``).
+Covers: keeping what was measured, an estimate for a tier that nothing was measured from, the names of a wake's parts.
+Does not cover: measuring (``lifecycle``), knowing where a snapshot is (``storage.actor``).
 """
 
 # From fast to slow; ``checkpoint`` is a first start, which has no snapshot yet.
