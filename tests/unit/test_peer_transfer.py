@@ -36,10 +36,12 @@ class Counting(DirectoryFolder):
         super().__init__(root)
         self.reads: Counter[str] = Counter()
         self.gate = threading.Semaphore(1_000_000)
+        self.asked = threading.Event()
         self._seconds = seconds
 
     def read_pieces(self, file: FileInfo, start: int, end: int, buffer: memoryview) -> Pieces:
         if file.path != MANIFEST_NAME:
+            self.asked.set()
             assert self.gate.acquire(timeout=20)
             time.sleep(self._seconds)
             self.reads[file.path] += 1
@@ -64,7 +66,6 @@ class Nodes:
     def __init__(self, root: Path) -> None:
         self.town = Town()
         self.watches: dict[str, Watch] = {}
-        self.configs: dict[str, StoreConfig] = {}
         self._root = root
 
     async def add(self, name: str, **changes: Any) -> SnapshotStore:
@@ -72,7 +73,7 @@ class Nodes:
             self._root / name / "dram", 1 << 20, self._root / name / "disk", 0,
             copy=CopyPolicy(threads=4, attempts=2, first_wait_s=0.0, longest_wait_s=0.0), peer=POLICY,
         )  # fmt: skip
-        self.configs[name] = config = replace(config, **changes)
+        config = replace(config, **changes)
         self.watches[name] = Watch()
         store = SnapshotStore(config, watch=self.watches[name], neighbours=self.town.of(name))
         await store.recover()
@@ -277,15 +278,17 @@ async def test_a_peer_with_other_bytes_under_the_same_id_is_not_asked(
     assert not nodes.town.reads
 
 
-async def test_what_is_not_here_is_not_given(nodes: Nodes, manifest: Manifest, published: Path) -> None:
+@pytest.mark.parametrize("tier", ["dram", "disk"])
+async def test_what_is_not_here_is_not_given(nodes: Nodes, manifest: Manifest, published: Path, tier: str) -> None:
     source = Counting(published)
     source.gate = threading.Semaphore(0)
-    store = await nodes.add("a")
+    # On disk the room of every byte is set aside at once, so something could be read.
+    store = await nodes.add("a", **{"dram_bytes": 0, "disk_bytes": 0, f"{tier}_bytes": 1 << 20})
     filling = asyncio.create_task(store.acquire(manifest.id, source))
     assert store.exchange is not None
     with pytest.raises(RemoteMissingError):
         await store.exchange.read("0" * 64, 0, 0, 10)
-    await until(lambda: store.describe()["dram"]["snapshots"])
+    await until(source.asked.is_set)
     with pytest.raises(RemoteMissingError, match="not here"):
         await store.exchange.read(manifest.id, 0, 0, 10)
     source.gate.release(CHUNKS)
