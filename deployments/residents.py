@@ -171,7 +171,8 @@ class Residents:
         state, begin_s = resident.life.state, time.monotonic()
         engine = await self._admitted(resident, self._max_wait_s if max_wait_s == DEFAULT_WAIT else max_wait_s)
         self.watch.held(model_id, state, time.monotonic() - begin_s)
-        trace_hold(span, state, begin_s, time.monotonic(), resident.life.recent())
+        if span:
+            trace_hold(span, state, begin_s, time.monotonic(), resident.life.recent())
         resident.tenants[tenant] += 1
         resident.settle(self.watch)
         try:
