@@ -8,7 +8,7 @@ TORCH := $(shell grep '^torch==' requirements.lock 2>/dev/null)
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 SOURCES := app deployments autoscaler storage tests
 
-.PHONY: help setup models serve serve-s3 test check format lock clean bench-throughput bench-coldstart bench-many-models bench-storage bench-storage-gpu bench-migration bench-partings bench-forecast bench-autoscale bench-tenants bench-lora bench-cluster bench-cluster-decisions stress stress-sleep
+.PHONY: help setup models serve serve-s3 test check format lock clean bench-throughput bench-coldstart bench-many-models bench-storage bench-storage-gpu bench-migration bench-partings bench-forecast bench-autoscale bench-tenants bench-lora bench-cluster bench-cluster-decisions bench-observability screenshots stress stress-sleep
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -78,6 +78,12 @@ bench-cluster: setup ## how long groups of nodes take to have a snapshot, from S
 
 bench-cluster-decisions: setup ## what choices, plans and replays cost as a cluster grows, FULL=--full for a day of 2,000 models
 	$(BIN)/python tests/bench/cluster_decisions.py $(FULL)
+
+screenshots: models ## pictures of the status page and the terminal, from a service of their own (needs Chromium)
+	$(BIN)/python tests/support/screenshots.py
+
+bench-observability: models ## what metrics, logs and traces cost, by switching them off (about five minutes)
+	$(BIN)/python tests/bench/observability.py
 
 stress: models ## 500 streams under 100 kills and 100 migrations, compared token by token (about half an hour)
 	$(BIN)/python tests/stress/streams.py

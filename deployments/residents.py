@@ -171,7 +171,8 @@ class Residents:
         try:
             resident.began(tenant, self.watch)
             self.watch.held(model_id, state, time.monotonic() - begin_s)
-            trace_hold(span, state, begin_s, time.monotonic(), resident.life.recent())
+            if span:
+                trace_hold(span, state, begin_s, time.monotonic(), resident.life.recent())
             yield engine
         finally:
             resident.ended(tenant, keep_awake_s, self.watch)

@@ -56,7 +56,7 @@ class Span:
         self, name: str, kind: Kind = "internal", began_s: float | None = None, **attributes: Value | None
     ) -> "Span":
         """Begin a span within this one; attributes that are None are left out."""
-        if self._tracer is None or self._span is None:
+        if self._tracer is None or self._span is None or not self._span.is_recording():
             return NO_SPAN
         from opentelemetry.trace import set_span_in_context  # noqa: PLC0415 - imported already where there are spans
 
