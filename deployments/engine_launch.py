@@ -102,7 +102,8 @@ def _run(line: socket.socket) -> None:
 def _launch(line: socket.socket, marks_s: dict[str, float], config: Any, executor_class: type, addresses: Any) -> None:
     marks = _listen_to_logs()
     try:
-        with launch_core_engines(config, executor_class, False, addresses) as launch:
+        # With its statistics: its scheduler has what vLLM's metrics of it tell.
+        with launch_core_engines(config, executor_class, True, addresses) as launch:
             marks_s["launched"] = time.monotonic()
     except Exception as error:  # noqa: BLE001 - whatever vLLM's parts raise, the client is told
         traceback.print_exc()

@@ -5,31 +5,22 @@ A resumed request stands here as one that was preempted after its delivered toke
 advanced over them as soon as it is compiled, before anything is sampled. Requests without delivered tokens take vLLM's
 own way; no step does more than vLLM's.
 
-A request whose times somebody wants to know gets vLLM's own events, which vLLM otherwise notes for all or none.
-
 Does not cover: penalties and seeds, which are the worker's (``resuming_worker``). vLLM's asynchronous scheduler, which
 engines on a GPU use, needs the same two methods over ``AsyncScheduler``; that has not been tried.
 """
 
 import logging
-import time
-from typing import Any
 
-from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.engine import EngineCoreEventType
 from vllm.v1.request import Request, RequestStatus
 
-from deployments.delivered import delivered_token_ids, is_timed
+from deployments.delivered import delivered_token_ids
 
 logger = logging.getLogger(__name__)
 
 
 class ResumingScheduler(Scheduler):
     """vLLM's synchronous scheduler, the one it uses on a CPU."""
-
-    # Requests whose times are wanted and that have not been scheduled yet.
-    _timed: frozenset[str] = frozenset()
 
     def add_request(self, request: Request) -> None:
         """See vLLM's scheduler."""
@@ -38,22 +29,7 @@ class ResumingScheduler(Scheduler):
             request.append_output_token_ids(delivered)
             # vLLM counts a prefill as prompt only, and takes a longer hit of the prefix cache for a mistake.
             request.prefill_stats = None
-        if is_timed(request.sampling_params):
-            request.record_event(EngineCoreEventType.QUEUED)
-            self._timed |= {request.request_id}
         super().add_request(request)
-
-    def schedule(self, *arguments: Any, **named: Any) -> SchedulerOutput:
-        """See vLLM's scheduler."""
-        if not self._timed:
-            return super().schedule(*arguments, **named)
-        begin_s = time.monotonic()
-        output = super().schedule(*arguments, **named)
-        for request_id in self._timed & output.num_scheduled_tokens.keys():
-            self.requests[request_id].record_event(EngineCoreEventType.SCHEDULED, begin_s)
-        # Those that have ended without having been scheduled too.
-        self._timed = (self._timed - output.num_scheduled_tokens.keys()) & self.requests.keys()
-        return output
 
     def _try_promote_blocked_waiting_request(self, request: Request) -> bool:
         # Here and not in ``schedule``: a grammar that is compiled meanwhile would be used as it is.

@@ -121,8 +121,7 @@ class VllmEngine:
         """See ``Engine.generate``."""
         stream_id = request["stream_id"]
         delivered = request.get("delivered_token_ids") or []
-        is_timed = request.get("traceparent") is not None
-        params = sampling_params(request["sampling"], delivered, is_timed=is_timed)
+        params = sampling_params(request["sampling"], delivered)
         if delivered:
             check_resumable(self._spec, self._running(), params)
             if end := end_of(self._running(), request["prompt_token_ids"], delivered, params):
@@ -137,7 +136,7 @@ class VllmEngine:
                     lora_request=lora_request,
                     priority=request.get("priority", 0),
                 )
-                first, is_untold = not delivered, is_timed
+                first, is_untold = not delivered, request.get("traceparent") is not None
                 # Closed here and not whenever it is collected: closing it is what aborts the request in the engine.
                 async with aclosing(outputs):
                     async for output in outputs:

@@ -23,17 +23,14 @@ def prompt_of(request: GenerateRequest | EmbedRequest) -> dict[str, Any]:
     return prompt
 
 
-def sampling_params(fields: dict[str, Any], delivered: list[int], *, is_timed: bool = False) -> SamplingParams:
-    """Return vLLM's parameters for a request that goes on behind ``delivered`` tokens. Raises ValueError.
-
-    ``is_timed`` has the scheduler note when it took the request up.
-    """
+def sampling_params(fields: dict[str, Any], delivered: list[int]) -> SamplingParams:
+    """Return vLLM's parameters for a request that goes on behind ``delivered`` tokens. Raises ValueError."""
     # Text is the gateway's business: it detokenizes and finds stop strings, and aborts when it has found one.
     own = {"n": 1, "stop": [], "detokenize": False, "output_kind": RequestOutputKind.DELTA.value}
     if delivered:
         # They came with the first of them.
         own["prompt_logprobs"] = None
-    return msgspec.convert(with_delivered(fields | own, delivered, is_timed=is_timed), SamplingParams)
+    return msgspec.convert(with_delivered(fields | own, delivered), SamplingParams)
 
 
 def delta_of(stream_id: str, output: RequestOutput, params: SamplingParams, *, first: bool) -> TokenDelta:

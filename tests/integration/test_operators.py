@@ -29,6 +29,7 @@ NOT_BY_LOAD = {
 RAYS_LABELS = {"Component", "NodeAddress", "SessionName", "Version", "WorkerId", "JobId", "le"}
 TELEMETRYS_LABELS = {"otel_scope_name", "otel_scope_version", "otel_scope_schema_url"}
 _SERIES = re.compile(r"^ray_(flashserve_\w+?)(?:_bucket|_sum|_count)?\{(.*?)\} ", re.MULTILINE)
+_QUEUED = re.compile(r"^ray_vllm_request_queue_time_seconds_sum\{.*?\} (\S+)$", re.MULTILINE)
 
 
 class Operators:
@@ -84,6 +85,8 @@ def test_a_scrape_has_every_metric_that_is_documented_and_no_other(operators: Op
     others = RAYS_LABELS | TELEMETRYS_LABELS
     assert {name: told - others for name, told in found.items()} == {name: set(labels[name]) for name in found}
     assert "NodeAddress" in found["flashserve_tier_used_bytes"], "dashboards and alerts go by it"
+    # What vLLM's scheduler tells of itself comes from the engine's own process.
+    assert any(float(seconds) > 0 for seconds in _QUEUED.findall(operators.ask("GET", "/metrics", ROOT).text))
 
 
 @pytest.mark.skipif(PROMETHEUS is None, reason="there is no Prometheus; the variable PROMETHEUS may name one")
