@@ -59,7 +59,7 @@ class AdapterSlots:
         self._views: dict[int, _View] = {}
         # What a slot has been filled with; who isn't here may hold anything.
         self._held: dict[int, PackedShape] = {}
-        self._counts: dict[PackedShape, int] = {}
+        self._sizes: dict[PackedShape, list[tuple[int, ...]]] = {}
         self.dtype = next(stack.tensor.dtype for stacks in layers.values() for stack in stacks)
 
     def layout(self, made_by: str) -> str:
@@ -72,19 +72,17 @@ class AdapterSlots:
 
     def count(self, shape: PackedShape) -> int:
         """Return how many values an adapter has. Raises KeyError: a layer that the model doesn't have."""
-        if shape not in self._counts:
-            self._counts[shape] = sum(part.numel() for part in self._parts(0, shape))
-        return self._counts[shape]
+        return sum(map(math.prod, self.sizes(shape)))
 
     def sizes(self, shape: PackedShape) -> list[tuple[int, ...]]:
         """Return the sizes of the matrices of an adapter, in order. Raises as ``count``."""
-        return [tuple(part.squeeze(0).shape) for part in self._parts(0, shape)]
+        if shape not in self._sizes:
+            self._sizes[shape] = [tuple(part.squeeze(0).shape) for part in self._parts(0, shape)]
+        return self._sizes[shape]
 
     def pieces(self, shape: PackedShape, values: torch.Tensor) -> list[torch.Tensor]:
-        """Return the matrices in ``values``, of ``count`` values, in order."""
-        sizes = self.sizes(shape)
-        flat = values.split([math.prod(size) for size in sizes])
-        return [piece.view(size) for piece, size in zip(flat, sizes, strict=True)]
+        """Return the matrices in ``values``, of ``count`` values, in order, each in one dimension."""
+        return list(values.split([math.prod(size) for size in self.sizes(shape)]))
 
     def read(self, slot: int, shape: PackedShape, values: torch.Tensor) -> PackedAdapter:
         """Copy what a slot holds into ``values``, of ``count`` values, and return it."""

@@ -5,6 +5,7 @@ its layer computes together: so it is done here, from a mapping of the file stra
 not as simple as that is left to vLLM, and so is every refusal. Pure: tensors and names.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -73,14 +74,14 @@ def pack_file(  # noqa: PLR0913, PLR0917 - from what, by what, to where
 ) -> PackedAdapter:
     """Fill ``values``, of as many values as the plan's shape has, from ``file``, the bytes that ``tensors`` are in."""
     pieces = slots.pieces(plan.shape, values)
+    there = _flat(file, tensors)
     targets, sources = [], []
     for piece, name in zip(pieces, plan.sources, strict=True):
         if name is None:
             piece.zero_()
         else:
-            tensor = tensors[name]
             targets.append(piece)
-            sources.append(file[tensor.start : tensor.end].view(dtype_of(tensor)).view(piece.shape))
+            sources.append(there[name])
     torch._foreach_copy_(targets, sources)
     if scaling != 1:
         for piece, is_b in zip(pieces, plan.is_b, strict=True):
@@ -88,3 +89,13 @@ def pack_file(  # noqa: PLR0913, PLR0917 - from what, by what, to where
                 # One by one: for all at once torch would round the factor to the matrices' type first.
                 piece.mul_(scaling)
     return PackedAdapter(plan.shape, values)
+
+
+def _flat(file: torch.Tensor, tensors: Mapping[str, Tensor]) -> dict[str, torch.Tensor]:
+    """Return a file's tensors, each in one dimension; they lie one behind the other, in this order."""
+    types = {tensor.dtype for tensor in tensors.values()}
+    if len(types) > 1:
+        return {name: file[tensor.start : tensor.end].view(dtype_of(tensor)) for name, tensor in tensors.items()}
+    first, *_, last = [next(iter(tensors.values())), *tensors.values()]
+    together = file[first.start : last.end].view(dtype_of(first))
+    return dict(zip(tensors, together.split([math.prod(tensor.shape) for tensor in tensors.values()]), strict=True))

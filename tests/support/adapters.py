@@ -31,7 +31,9 @@ def tensors_of(shapes: Mapping[str, tuple[int, int]] = SHAPES, rank: int = RANK,
     return halves
 
 
-def random_tensors(model_dir: Path, seed: int, rank: int, leaves: Collection[str] = LINEAR) -> dict[str, np.ndarray]:
+def random_tensors(
+    model_dir: Path, seed: int, rank: int, leaves: Collection[str] = LINEAR, spread: float = 0.02
+) -> dict[str, np.ndarray]:
     """Both halves for these matrices of every layer of a Llama-like model; small, and different for each seed."""
     config = json.loads((model_dir / "config.json").read_text())
     hidden, inner = config["hidden_size"], config["intermediate_size"]
@@ -44,8 +46,8 @@ def random_tensors(model_dir: Path, seed: int, rank: int, leaves: Collection[str
             name = f"base_model.model.model.layers.{layer}.{leaf}"
             last = leaf.rpartition(".")[2]
             sizes = (inner if last == "down_proj" else hidden), outputs.get(last, hidden)
-            tensors[f"{name}.lora_A.weight"] = generator.normal(0, 0.02, (rank, sizes[0])).astype(np.float32)
-            tensors[f"{name}.lora_B.weight"] = generator.normal(0, 0.02, (sizes[1], rank)).astype(np.float32)
+            tensors[f"{name}.lora_A.weight"] = generator.normal(0, spread, (rank, sizes[0])).astype(np.float32)
+            tensors[f"{name}.lora_B.weight"] = generator.normal(0, spread, (sizes[1], rank)).astype(np.float32)
     return tensors
 
 

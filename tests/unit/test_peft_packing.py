@@ -80,6 +80,15 @@ def test_each_matrix_is_where_its_layer_has_it(
             assert torch.equal(b[1, 0], expected_b)
 
 
+def test_files_of_several_types_are_packed_too(tmp_path: Path) -> None:
+    tensors = tensors_of("l.out") | tensors_of("m.out", dtype=torch.float16)
+    slots = slots_of(torch.float32)
+    adapter = packed(slots, tensors, 1.0, tmp_path / "a.safetensors")
+    assert adapter is not None
+    pieces = zip(slots.pieces(adapter.shape, adapter.values), tensors.values(), strict=True)
+    assert all(torch.equal(piece, tensor.to(torch.float32).flatten()) for piece, tensor in pieces)
+
+
 def without(name: str) -> dict[str, torch.Tensor]:
     tensors = tensors_of(*SIZES)
     del tensors[name]
