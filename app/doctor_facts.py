@@ -51,7 +51,7 @@ def _with_plan(known: Facts, plan: Plan) -> Facts:
         known,
         gpus=_gpus(sum(pool.num_gpus * pool.min_replicas for pool in config.pools)),
         memory=memory_for(config),
-        dram=_room(dram_dir(storage), storage.dram_bytes),
+        dram=_room(dram_dir(storage), storage.dram_bytes + storage.adapter_dram_bytes),
         disk=_room(disk_dir(storage), storage.disk_bytes),
         sources={source: _problem(source, storage.s3.endpoint_url) for source in _sources(config)},
         port=(plan.host, plan.port, port_problem(plan.host, plan.port)),

@@ -19,7 +19,12 @@ for name in ("COLUMNS", "LINES"):
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.get_closest_marker("timed") is not None)
+    # The second service comes when the first has had most of its tests: idle ones take processors too.
+    items.sort(key=lambda item: (item.get_closest_marker("timed") is not None, "guarded" in _fixtures(item)))
+
+
+def _fixtures(item: pytest.Item) -> list[str]:
+    return item.fixturenames if isinstance(item, pytest.Function) else []
 
 
 class _SharedServicesTogether(LoadScopeScheduling):

@@ -172,8 +172,7 @@ async def test_an_engine_outlives_the_zygote_and_the_next_one_gets_a_new_zygote(
     assert engine_processes(pool) == []
 
 
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM], ids=lambda end: end.name)
-@pytest.mark.parametrize("moment", ["asked", "started"])
+@pytest.mark.parametrize(("moment", "end"), [("asked", signal.SIGTERM), ("started", signal.SIGKILL)])
 async def test_an_engine_ends_with_its_replica(pool: ProcessPool, moment: str, end: signal.Signals) -> None:
     replica = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", REPLICA, pool.address.socket_path, pool.address.log_directory),

@@ -75,7 +75,7 @@ def test_memory_that_may_not_be_locked_is_nothing_to_a_cpu() -> None:
 
 def write(directory: Path, source: str, port: int, **storage: Any) -> Path:
     tiers = {"disk_dir": str(directory / "disk"), "dram_dir": str(directory / "dram"), "disk_bytes": 1000}
-    storage = tiers | {"dram_bytes": 1000} | storage
+    storage = tiers | {"dram_bytes": 900, "adapter_dram_bytes": 100} | storage
     args = {"models": [{"id": "m", "source": source}], "storage": storage}
     path = directory / "config.yaml"
     path.write_text(yaml.safe_dump(serve_config(port, args)))

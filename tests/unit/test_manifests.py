@@ -99,7 +99,8 @@ def test_containers_have_memory_that_is_shared_and_may_be_locked(launcher: dict[
     assert option(docker["worker_run_options"], "shm-size")
     assert "--ulimit=memlock=-1:-1" in docker["run_options"]
     store_bytes = int(option(launcher["worker_start_ray_commands"][-1].split(), "object-store-memory"))
-    assert config.storage.dram_bytes + store_bytes <= size_bytes(option(docker["worker_run_options"], "shm-size"))
+    held_bytes = config.storage.dram_bytes + config.storage.adapter_dram_bytes + store_bytes
+    assert held_bytes <= size_bytes(option(docker["worker_run_options"], "shm-size"))
     store_bytes = int(option(launcher["head_start_ray_commands"][-1].split(), "object-store-memory"))
     assert store_bytes < size_bytes(option(docker["head_run_options"], "shm-size"))
 
@@ -244,7 +245,8 @@ def test_pods_have_shared_memory_and_may_lock_it(service: dict[str, Any], config
         (shm,) = [each.emptyDir for each in group.template.spec.volumes if each.name == "shm"]
         assert shm is not None
         assert shm["medium"] == "Memory"
-        wanted_bytes = 0 if group is head else config.storage.dram_bytes
+        storage = config.storage
+        wanted_bytes = 0 if group is head else storage.dram_bytes + storage.adapter_dram_bytes
         assert wanted_bytes + int(group.rayStartParams["object-store-memory"]) <= size_bytes(shm["sizeLimit"])
         (container,) = group.template.spec.containers
         assert size_bytes(shm["sizeLimit"]) < size_bytes(container.resources["limits"]["memory"]), "it counts as that"

@@ -1,0 +1,1 @@
+"""Tests; see README.md for how they are run."""
