@@ -5,9 +5,7 @@ import contextlib
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,12 +25,11 @@ from storage.folders import DirectoryFolder, FileInfo, Folder, Pieces
 from storage.lease import LEASES_NAME, Lease, held_leases, hold
 from storage.manifest import MANIFEST_NAME, FileEntry, Manifest
 from storage.partial import PartialSnapshot
-from storage.promote import CopyPolicy
 from storage.store import SnapshotStore, StoreConfig
 from storage.tier import LocalTier, Place
+from tests.support.stores import ONE, small_tiers, started, tiers_of
 
 COUNT = 6
-ONE = 5000  # bytes: every sample has a little less
 
 
 class CountingFolder(DirectoryFolder):
@@ -61,14 +58,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Manifest, 
 
 @pytest.fixture
 def config(tmp_path: Path) -> StoreConfig:
-    policy = CopyPolicy(threads=2, attempts=1)
-    return StoreConfig(tmp_path / "dram", 2 * ONE, tmp_path / "disk", 3 * ONE, copy=policy)
-
-
-async def started(config: StoreConfig, clock: Callable[[], float] = time.time) -> SnapshotStore:
-    store = SnapshotStore(config, clock)
-    await store.recover()
-    return store
+    return small_tiers(tmp_path)
 
 
 async def held(
@@ -76,12 +66,6 @@ async def held(
 ) -> tuple[Lease, Place]:
     lease = Lease(config.disk_dir, manifest.id, "test")
     return lease, await hold(lease, store.acquire(manifest.id, source))
-
-
-def tiers_of(store: SnapshotStore, snapshot: Manifest | str) -> list[str]:
-    snapshot_id = snapshot if isinstance(snapshot, str) else snapshot.id
-    described = store.describe()
-    return [name for name, tier in described.items() for held in tier["snapshots"] if held["id"] == snapshot_id]
 
 
 async def test_it_fetches_once_into_both_tiers(config: StoreConfig, published: list[tuple[Manifest, Path]]) -> None:
@@ -149,63 +133,6 @@ async def test_leased_ones_stay_and_the_next_is_used_from_disk(
         lease.release()
     assert (await held(store, config, manifest, DirectoryFolder(directory)))[1].tier == "dram"
     assert [tier["snapshots"][-1]["leases"] for tier in store.describe().values()] == [["test"], []]
-
-
-async def full(store: SnapshotStore, published: list[tuple[Manifest, Path]]) -> tuple[str, str, str]:
-    """Fill the store; return the snapshots in dram, and the one on disk alone."""
-    for manifest, directory in published[:3]:
-        await store.acquire(manifest.id, DirectoryFolder(directory))
-    ids = [manifest.id for manifest, _ in published[:3]]
-    (below,) = [key for key in ids if tiers_of(store, key) == ["disk"]]
-    first, second = [key for key in ids if key != below]
-    return first, second, below
-
-
-async def test_what_is_expected_is_brought_to_dram_and_what_is_not_makes_room(
-    config: StoreConfig, published: list[tuple[Manifest, Path]]
-) -> None:
-    store = await started(config)
-    first, second, below = await full(store, published)
-    store.expect("replica", {first: 0.0, second: 2.0, below: 1.0})
-    await store.preload()
-    assert [tiers_of(store, key) for key in (first, second, below)] == [["disk"], ["dram", "disk"], ["dram", "disk"]]
-
-
-async def test_a_little_more_is_no_reason_to_copy(config: StoreConfig, published: list[tuple[Manifest, Path]]) -> None:
-    store = await started(config)
-    first, second, below = await full(store, published)
-    store.expect("replica", {first: 1.0, second: 1.0, below: 1.2})
-    await store.preload()
-    assert tiers_of(store, below) == ["disk"]
-    store.expect("another replica", {below: 1.2})
-    await store.preload()
-    assert tiers_of(store, below) == ["dram", "disk"], "together they expect it twice as often"
-
-
-async def test_a_replica_that_is_silent_expects_nothing(
-    config: StoreConfig, published: list[tuple[Manifest, Path]]
-) -> None:
-    clock = iter(float(at) for at in range(0, 1_000_000, 10)).__next__
-    store = await started(config, clock)
-    first, second, below = await full(store, published)
-    store.expect("replica", {first: 0.0, second: 0.0, below: 9.0})
-    for _ in range(4):
-        clock()
-    await store.preload()
-    assert tiers_of(store, below) == ["disk"], "it has never been used in dram, and the others have"
-
-
-async def test_what_is_leased_does_not_make_room(config: StoreConfig, published: list[tuple[Manifest, Path]]) -> None:
-    store = await started(config)
-    first, second, below = await full(store, published)
-    leases = [Lease(config.disk_dir, key, "test") for key in (first, second)]
-    store.expect("replica", {first: 0.0, second: 0.0, below: 9.0})
-    await store.preload()
-    assert tiers_of(store, below) == ["disk"]
-    leases[0].release()
-    await store.preload()
-    assert [tiers_of(store, key) for key in (first, below)] == [["disk"], ["dram", "disk"]]
-    leases[1].release()
 
 
 async def test_leases_outlive_the_store(config: StoreConfig, published: list[tuple[Manifest, Path]]) -> None:
