@@ -170,6 +170,7 @@ class SequenceCarrier:
                     self._is_on_trial = True
                 await self._ask_once(attempt_id, span)
             except BaseException as error:
+                # Cancelled too: a span that nobody ends is never sent.
                 self._trace_end(span, error)
                 raise
             finally:

@@ -90,6 +90,7 @@ class GuardedGateway:
             record.refusal = refusal_of(error)
             answer = _error_answer(error)
         except BaseException:
+            # Cancelled too: its caller has left, and that is noted as well.
             self._visits.end(record)
             raise
         record.status = status_of_answer(answer)
