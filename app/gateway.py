@@ -200,6 +200,8 @@ class Gateway:
             engine = (await self._fleets.of(self._entries[model_id].pool).describe())[model_id]
         except (AppError, KeyError, RayError, RayServeException) as error:
             return f"{model}: {error}"
+        if engine["state"] == "awake":
+            return ""
         takes_s = engine["woken_in_s"] if engine["state"] == "waking" else engine["started_in_s"]
         left = f", about {max(0.0, takes_s - engine['since_s']):.1f} s left" if takes_s is not None else ""
         return f"{model_id} is {engine['state']}{left if engine['state'] in {'starting', 'waking'} else ''}"

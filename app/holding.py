@@ -32,7 +32,8 @@ async def answered(
         work: makes the answer; cancelled when the client goes away.
         raw_request: of which nothing more is read than that the client has gone.
         header_wait_s: seconds that headers wait.
-        progress: returns a line about what is waited for.
+        progress: returns a line about what is waited for, or none. There are clients that take lines without the empty
+            ones between them, vLLM's load generator for one: a comment would spoil their stream.
 
     Raises:
         What ``work`` raises within that time.
@@ -59,7 +60,8 @@ async def answered(
 async def _held(work: asyncio.Future[Response], progress: Progress) -> AsyncGenerator[str | bytes, None]:
     try:
         while not work.done():
-            yield f": {await progress()}\n\n"
+            if line := await progress():
+                yield f": {line}\n\n"
             await asyncio.wait([work], timeout=COMMENT_PERIOD_S)
         response = work.result()
         if isinstance(response, StreamingResponse):

@@ -70,7 +70,7 @@ class Service(Protocol):
     """How long the headers of a stream wait for its first token."""
 
     async def progress(self, model: str, caller: Caller) -> str:
-        """Return a line about what the caller's requests for a model wait for."""
+        """Return a line about what the caller's requests for a model wait for; none if the model is awake."""
         ...
 
     async def layer(self) -> OpenAILayer:

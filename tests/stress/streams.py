@@ -135,7 +135,7 @@ class Stress:
             requests = [(kind, seed) for seed in range(SEEDS) for kind in CONVERSATIONS][: self._plan.streams]
             outcomes = await asyncio.gather(*(self._ask(http, *request) for request in requests))
             self._expected = dict(zip(requests, outcomes, strict=True))
-            assert all(outcome.error is None for outcome in outcomes), outcomes
+            self._check_undisturbed()
             counting = [asyncio.ensure_future(self._count_moves(http)), asyncio.ensure_future(self._tell())]
             disturbing = [asyncio.ensure_future(self._kill_all(http)), asyncio.ensure_future(self._migrate_all(http))]
             places = asyncio.Semaphore(self._plan.at_once)
@@ -153,6 +153,15 @@ class Stress:
                 task.cancel()
         self._counts.seconds = time.monotonic() - begin_s
         return self._counts
+
+    def _check_undisturbed(self) -> None:
+        """Raise AssertionError if what is expected isn't what was asked for."""
+        for (kind, seed), outcome in self._expected.items():
+            assert outcome.error is None, (kind, seed, outcome)
+            assert set(outcome.written) == set(range(CONVERSATIONS[kind][1].get("n", 1))), (kind, outcome)
+            if kind == "greedy":
+                assert outcome.usage is not None
+                assert outcome.usage["completion_tokens"] == self._plan.max_tokens
 
     async def _ask(self, http: httpx.AsyncClient, kind: str, seed: int) -> Outcome:
         asked = Asked(CONVERSATIONS[kind][1].get("n", 1))

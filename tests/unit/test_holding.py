@@ -69,6 +69,21 @@ async def test_a_late_stream_begins_with_comments() -> None:
     assert [event for event in rest if event != ": m is waking\n\n"] == ["data: 1\n\n", "data: [DONE]\n\n"]
 
 
+async def test_a_late_stream_of_a_model_that_is_awake_has_no_comments() -> None:
+    work: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+    looks = 0
+
+    async def nothing() -> str:
+        nonlocal looks
+        looks += 1
+        if looks == 3:
+            work.set_result(StreamingResponse(tokens()))
+        return ""
+
+    response = await answered(work, Client().request, header_wait_s=0, progress=nothing)
+    assert await events_of(response) == ["data: 1\n\n", "data: [DONE]\n\n"]
+
+
 async def test_a_late_failure_is_an_error_event() -> None:
     work: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
     response = await answered(work, Client().request, header_wait_s=0, progress=progress)
