@@ -107,7 +107,8 @@ def _nodes(storage: StoreConfig, config: AppConfig) -> Application:
     keeper = serve.deployment(
         NodeKeeper, name="Nodes", max_ongoing_requests=100, ray_actor_options=_LIGHT, **_HEALTH, **_SHUTDOWN
     )
-    return keeper.bind(storage, "gpu" if any(pool.num_gpus for pool in config.pools) else "cpu")
+    device = "gpu" if any(pool.num_gpus for pool in config.pools) else "cpu"
+    return keeper.bind(storage, device, None if config.autoscaling is None else FORECASTER)
 
 
 def _pool(pool: PoolConfig, catalogue: Application, config: AppConfig, storage: StoreConfig) -> Application:

@@ -146,6 +146,10 @@ class ForecasterActor:
         found: dict[str, Any] | None = self._plan.get("pools", {}).get(pool)
         return found
 
+    async def engines_ahead(self) -> list[str]:
+        """Return the models of which an engine should be started now, ahead of its replica."""
+        return [model for model, told in self._plan.get("models", {}).items() if told["engine_ahead"]]
+
     async def close(self) -> None:
         """Withdraw what was asked of Ray's autoscaler and write what waits; the actor ends afterwards."""
         for each in self._loops:

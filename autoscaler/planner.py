@@ -30,6 +30,8 @@ RESOLUTION_S = 1.0
 """Counts are of whole seconds, so engines are ready by so much earlier, and stay for so much longer."""
 LONGEST_S = 600.0
 """What is decided for longer is decided again."""
+ASKED_S = 10.0
+"""So long after it was asked for, a model without a replica is worth an engine ahead of one."""
 MAX_STEPS = 60
 MOST_REPLICAS = 1000
 MOST_PER_S = 1e9
@@ -62,6 +64,8 @@ class _Model:
     hosted: Hosted
     spans: dict[int, _Span] = field(default_factory=dict)
     told: dict[str, Any] = field(default_factory=dict)
+    wants_ahead: bool = False
+    """Whether it is time to start an engine for which there is no replica yet."""
 
 
 @dataclass
@@ -206,6 +210,9 @@ class Planner:
         decision = ahead.decide(views, load, now_s)
         steps, step_s = self._steps(), float(self.config.bucket_s)
         awake = [(0, 1, decision.measured)] if decision.measured else []
+        # Who has just asked waits for a replica; and one that isn't there can't start what it would be time to start.
+        is_asked_for = not there and now_s - learner.quiet_since_s(0) < ASKED_S
+        model.wants_ahead = is_asked_for and self._may_grow(model.hosted.pool)
         for level in range(len(there) + 1):
             place = there[level] if level < len(there) else None
             if place is not None and place.in_use:
@@ -217,12 +224,18 @@ class Planner:
                 self._order(place, model_id, level, span, now_s)
             if span is None:
                 continue
+            if place is None and span.from_s <= now_s:
+                model.wants_ahead = self._may_grow(model.hosted.pool)
             first = max(0, int((span.from_s - now_s) // step_s))
             if first < steps:
                 awake.append((first, math.ceil((span.until_s - now_s) / step_s), level + 1))
         floor = max((number for _, _, number in awake), default=0)
         model.told = self._told(model_id, model, there, decision, floor, now_s)
         return awake
+
+    def _may_grow(self, pool: str) -> bool:
+        replicas = sum(heard.report.pool == pool for heard in self._replicas.values())
+        return replicas < self.most.get(pool, MOST_REPLICAS)
 
     def _view(self, model: _Model, level: int, place: Place, now_s: float) -> EngineAt:
         span = model.spans.get(level)
@@ -335,6 +348,7 @@ class Planner:
             "reason": decision.reason,
             "quiet_s": round(now_s - quiet_since_s, 1) if math.isfinite(quiet_since_s) else None,
             "awake_in_s": round(max(0.0, span.from_s - now_s), 1) if span else None,
+            "engine_ahead": model.wants_ahead,
             "awake_for_s": round(span.until_s - max(now_s, span.from_s), 1) if span else None,
             "gaps_seen": model.learner.ahead.habits.gaps[0].seen if model.learner.ahead.habits.gaps else 0,
             "service_s": round(model.learner.ahead.habits.service_s, 3),

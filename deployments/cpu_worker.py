@@ -8,6 +8,7 @@ the weights themselves (``cpu_weights``), how adapters are kept (``packed_adapte
 import time
 from pathlib import Path
 
+from torch._dynamo import config as dynamo_config
 from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.v1.worker.cpu_worker import CPUWorker
 
@@ -25,6 +26,10 @@ class SleepingCpuWorker(ResumingWorker, CPUWorker):
 
     def load_model(self, *, load_dummy_weights: bool = False) -> None:
         """See vLLM's worker."""
+        if self.model_config.enforce_eager:
+            # vLLM compiles what it samples with all the same: the first request for log probabilities, and so the first
+            # sleep with its canary, would hold the engine up for as long as a C++ compiler takes.
+            dynamo_config.disable = True
         if self.vllm_config.lora_config is not None:
             keep_adapters_packed(self.model_runner, adapter_dram(self.vllm_config))
         super().load_model(load_dummy_weights=load_dummy_weights)

@@ -20,13 +20,14 @@ import traceback
 from logging import INFO, getLogger
 from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from vllm.platforms import current_platform
-from vllm.v1.engine.utils import CoreEngineProcManager, launch_core_engines
+from vllm.v1.engine.utils import CoreEngineProcManager, get_engine_zmq_addresses, launch_core_engines
 
 from deployments.pool_wire import (
+    EngineRequest,
     Report,
     Surroundings,
     pack_report,
@@ -92,16 +93,22 @@ def _run(line: socket.socket) -> None:
     os.setsid()
     _become(surroundings)
     line.sendall(pack_report(Report("forked", process_id=os.getpid())))
-    config, executor_class, addresses = pickle.loads(receive_frame(line))  # noqa: S301 - see pool_wire
+    request: EngineRequest = pickle.loads(receive_frame(line))  # noqa: S301 - see pool_wire
     marks_s["asked"] = time.monotonic()
     threading.Thread(target=_end_with_client, args=(line,), daemon=True).start()
     os.register_at_fork(after_in_child=_take_on_worker_settings)
-    _launch(line, marks_s, config, executor_class, addresses)
+    _launch(line, marks_s, request)
 
 
-def _launch(line: socket.socket, marks_s: dict[str, float], config: Any, executor_class: type, addresses: Any) -> None:
+def _launch(line: socket.socket, marks_s: dict[str, float], request: EngineRequest) -> None:
     marks = _listen_to_logs()
     try:
+        config, executor_class = pickle.loads(request.engine)  # noqa: S301 - see pool_wire
+        if request.snapshot:
+            config.load_config.model_loader_extra_config = {"snapshot": request.snapshot}
+        # Here and not by the client: a killed engine leaves its sockets behind, and here they go with the pool.
+        addresses = get_engine_zmq_addresses(config)
+        line.sendall(pack_report(Report("launching", addresses=[addresses.inputs[0], addresses.outputs[0]])))
         # With its statistics: its scheduler has what vLLM's metrics of it tell.
         with launch_core_engines(config, executor_class, True, addresses) as launch:
             marks_s["launched"] = time.monotonic()

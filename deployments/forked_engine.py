@@ -7,14 +7,17 @@ forked process does (``engine_launch``), the pool itself (``process_pool``).
 import asyncio
 import logging
 import os
+import pickle
 import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from socket import socket
+from typing import Any
 
 from deployments.errors import EngineStartError, PoolUnavailableError
-from deployments.pool_wire import Report, Surroundings, pack_frame, pack_surroundings, parse_report
+from deployments.pool_wire import EngineRequest, Report, Surroundings, pack_frame, pack_surroundings, parse_report
 
 FORK_TIMEOUT_S = 10.0
 END_TIMEOUT_S = 10.0
@@ -52,28 +55,25 @@ class ForkedEngine:
         self.stages_s: dict[str, float] = {}
         # The process that the others of the engine are below.
         self.process_id = 0
+        # Of vLLM's front end, for requests and for outputs; once it is launching.
+        self.addresses: tuple[str, str] = ("", "")
         self._asked_s = time.monotonic()
         self._writer = writer
         self._reports: asyncio.Queue[Report | None] = asyncio.Queue()
         self._listening = asyncio.get_running_loop().create_task(self._listen(reader))
 
     @classmethod
-    async def ask(cls, pool: PoolAddress, model_id: str, cache_dir: str = "") -> "ForkedEngine":
-        """Have the pool fork a process for an engine.
-
-        Args:
-            pool: which one.
-            model_id: names the engine's log.
-            cache_dir: where the engine keeps what it compiles and measures; vLLM's own place if empty.
+    async def ask(cls, pool: PoolAddress, model_id: str, surroundings: Surroundings | None = None) -> "ForkedEngine":
+        """Have the pool fork a process for an engine of a model, in these surroundings or in this process's own.
 
         Raises:
-            PoolUnavailableError: nobody answers, or this process's environment doesn't suit the pool.
+            PoolUnavailableError: nobody answers, or the environment doesn't suit the pool.
         """
         try:
             async with asyncio.timeout(FORK_TIMEOUT_S):
                 engine = cls(model_id, *await asyncio.open_unix_connection(pool.socket_path))
                 try:
-                    engine._writer.write(pack_surroundings(_surroundings(pool, model_id, cache_dir)))
+                    engine._writer.write(pack_surroundings(surroundings or surroundings_of(pool, model_id)))
                     report = await engine._report()
                 except BaseException:
                     engine.hang_up()
@@ -86,20 +86,45 @@ class ForkedEngine:
         engine.process_id = report.process_id
         return engine
 
-    async def start(self, request: bytes) -> None:
-        """Return when the engine serves; ``request`` holds pickled the arguments of vLLM's launcher.
+    @classmethod
+    async def adopt(cls, line: socket, model_id: str, process_id: int, addresses: tuple[str, str]) -> "ForkedEngine":
+        """Return an engine that serves, which was another process's until now; ``line`` is its life line."""
+        engine = cls(model_id, *await asyncio.open_unix_connection(sock=line))
+        engine.process_id, engine.addresses = process_id, addresses
+        return engine
+
+    async def launch(self, request: EngineRequest) -> None:
+        """Have the engine start; return when its addresses are known.
 
         Raises:
             EngineStartError: it failed; nothing of it keeps running.
         """
+        self.addresses = _two((await self._next("launching", pack_frame(pickle.dumps(request)))).addresses)
+
+    async def serves(self) -> None:
+        """Return when the engine serves. Raises as ``launch``."""
+        self.stages_s = stages_s(self._asked_s, (await self._next("ready")).marks_s)
+
+    async def _next(self, state: str, frame: bytes = b"") -> Report:
         try:
-            self._writer.write(pack_frame(request))
+            if frame:
+                self._writer.write(frame)
             report = await self._report()
         except (OSError, EOFError) as error:
             raise EngineStartError(self.model_id, "its processes ended while it started; see its log") from error
-        if report.state != "ready":
+        if report.state != state:
             raise EngineStartError(self.model_id, report.reason)
-        self.stages_s = stages_s(self._asked_s, report.marks_s)
+        return report
+
+    async def outlives(self, work: asyncio.Future[Any]) -> None:
+        """Return when ``work`` is done. Raises EngineStartError if none of the engine's processes is left before."""
+        await asyncio.wait([work, self._listening], return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise EngineStartError(self.model_id, "its processes ended before it was connected; see its log")
+
+    def line(self) -> int:
+        """Return the descriptor of the life line: who has a copy of it keeps the engine alive."""
+        return int(self._writer.get_extra_info("socket").fileno())
 
     def gone(self) -> bool:
         """Return whether none of the engine's processes is left."""
@@ -110,7 +135,7 @@ class ForkedEngine:
         self._listening.add_done_callback(lambda _: callback())
 
     def hang_up(self) -> None:
-        """Kill the engine's processes, whatever they are doing."""
+        """Kill the engine's processes, whatever they are doing, unless somebody else has its life line too."""
         self._writer.close()
 
     async def stop(self) -> None:
@@ -159,7 +184,13 @@ def stages_s(asked_s: float, marks_s: dict[str, float]) -> dict[str, float]:
     return stages
 
 
-def _surroundings(pool: PoolAddress, model_id: str, cache_dir: str) -> Surroundings:
+def surroundings_of(pool: PoolAddress, model_id: str, cache_dir: str = "") -> Surroundings:
+    """Return what an engine forked for this process takes over from it; ``cache_dir`` as in ``Surroundings``."""
     # A killed engine leaves its sockets behind; there they go with the pool.
     environment = dict(os.environ) | {"VLLM_RPC_BASE_PATH": str(Path(pool.socket_path).parent)}
     return Surroundings(environment, str(Path.cwd()), str(log_path(pool, model_id)), cache_dir)
+
+
+def _two(addresses: list[str]) -> tuple[str, str]:
+    inputs, outputs = addresses
+    return inputs, outputs

@@ -1,4 +1,4 @@
-"""One actor on every node of the cluster, with its snapshot store and its process pool, and the way to reach it.
+"""One actor on every node of the cluster, with its snapshot store, its process pool and engines forked ahead from it.
 
 A Serve deployment with one replica creates and owns them: so they are gone when the application is deleted, Ray starts
 one again that died, and a node that joins gets its own with the next look.
@@ -6,6 +6,7 @@ one again that died, and a node that joins gets its own with the next look.
 
 import asyncio
 import logging
+import os
 import tempfile
 from pathlib import Path
 from typing import Any, Literal
@@ -15,12 +16,16 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from deployments.ahead_orders import AheadOrders
+from deployments.engines_ahead import EnginesAhead
 from deployments.event_log import log_with
 from deployments.forked_engine import PoolAddress
 from deployments.health import check_goes_on
 from deployments.process_pool import ProcessPool
+from deployments.start_metrics import AheadMetrics
 from storage.actor import NAMESPACE, StoreActor, StoreClient, store_name
 from storage.errors import StorageError
+from storage.lease import Lease, hold
 from storage.store import StoreConfig
 
 logger = logging.getLogger(__name__)
@@ -39,6 +44,21 @@ class NodeActor(StoreActor):
         output = Path("/proc/self/fd/1").resolve()
         self._pool = ProcessPool(output.parent if output.is_file() else Path(tempfile.gettempdir()), device)
         self._pool.run()
+        self._ahead = EnginesAhead(self._pool.address, self._held, AheadMetrics().count)
+        self._ahead.open()
+
+    async def engines_ahead(self) -> dict[str, bool]:
+        """See ``EnginesAhead.known``."""
+        return self._ahead.known()
+
+    async def fork_ahead(self, model_id: str) -> bool:
+        """See ``EnginesAhead.fork``."""
+        await self._pool.ready()
+        return self._ahead.fork(model_id)
+
+    async def _held(self, snapshot_id: str) -> tuple[Lease, Path]:
+        lease = Lease(self._config.disk_dir, snapshot_id, f"an engine ahead of its replica, process {os.getpid()}")
+        return lease, Path((await hold(lease, self.acquire(snapshot_id, None))).path)
 
     async def pool_address(self) -> PoolAddress:
         """Return where engines can be forked, once they can. Raises TimeoutError."""
@@ -61,13 +81,18 @@ class NodeClient(StoreClient):
 class NodeKeeper:
     """Keeps the actors; ``tiers`` asks all of them."""
 
-    def __init__(self, storage: StoreConfig, device: Literal["cpu", "gpu"]) -> None:
+    def __init__(self, storage: StoreConfig, device: Literal["cpu", "gpu"], forecaster: str | None = None) -> None:
+        """``forecaster`` names the actor, within the application, whose plan says which engines to fork ahead."""
         log_with("ray.serve")
         self._storage = storage
         self._device = device
         self._application = serve.get_replica_context().app_name
         self._stores: dict[str, Any] = {}
         self._keeping = asyncio.get_running_loop().create_task(self._keep())
+        self._orders: AheadOrders | None = None
+        if forecaster is not None:
+            self._orders = AheadOrders(f"{forecaster}:{self._application}", self._stores)
+            self._orders.run()
 
     async def tiers(self) -> dict[str, Any]:
         """Return what is where, by node: as ``SnapshotStore.describe``, or the reason why a store doesn't answer."""
@@ -77,6 +102,8 @@ class NodeKeeper:
     async def check_health(self) -> None:
         """Serve's health check: raises when nobody looks after the stores any more."""
         check_goes_on(self._keeping, "looking after the nodes' snapshot stores")
+        if self._orders is not None:
+            self._orders.check()
 
     async def _keep(self) -> None:
         while True:

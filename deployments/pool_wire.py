@@ -1,8 +1,9 @@
 """What a client of the process pool and the process forked for it say to each other, over a Unix socket.
 
-The client sends two frames: its surroundings, which the forked process takes on before anything reads them, and the
-pickled engine. The process answers with lines of JSON. From then on the connection is the engine's life line: it ends
-when either side does. Only the owner of the socket's directory can connect, so what is unpickled is one's own.
+The client sends two frames: its surroundings, which the forked process takes on before anything reads them, and a
+pickled ``EngineRequest``. The process answers with lines of JSON. From then on the connection is the engine's life
+line: it ends when either side does. Only the owner of the socket's directory can connect, so what is unpickled is one's
+own.
 """
 
 import json
@@ -27,15 +28,28 @@ class Surroundings:
 
 
 @dataclass(frozen=True)
-class Report:
-    """What a forked process says: that it is there, then that its engine serves or why it doesn't.
+class EngineRequest:
+    """``engine`` is vLLM's configuration with the class of its executor, pickled, for who has no vLLM passes it on.
 
-    ``marks_s`` are the moments of the start on the monotonic clock, which the node's processes share.
+    Its weights come from where that says, or from ``snapshot`` if there is one.
     """
 
-    state: str  # forked, refused, ready or failed
+    engine: bytes
+    snapshot: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a forked process says: that it is there, where its engine will be reached, that it serves or why it doesn't.
+
+    ``addresses`` are those of vLLM's front end, for requests and for outputs. ``marks_s`` are the moments of the start
+    on the monotonic clock, which the node's processes share.
+    """
+
+    state: str  # forked or refused, then launching, then ready; or failed
     reason: str = ""
     process_id: int = 0
+    addresses: list[str] = field(default_factory=list)
     marks_s: dict[str, float] = field(default_factory=dict)
 
 

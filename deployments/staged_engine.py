@@ -27,6 +27,8 @@ from deployments.errors import (
 )
 from deployments.forked_engine import PoolAddress
 from deployments.nodes import NodeClient
+from deployments.pooled_start import recipe_of
+from deployments.recipe import remember
 from deployments.snapshot_builder import Building, building, origin_of, with_loader
 from deployments.start_metrics import StartMetrics
 from deployments.start_times import one_after_the_other
@@ -88,6 +90,10 @@ class StagedEngine:
         # Where the engine can be woken from; none while there is no snapshot of it.
         self._snapshot_id: str | None = None
         self._published: str | None = None
+        self._pool: PoolAddress | None = None
+        # How it is started once there is a snapshot of it; and the telling of that.
+        self._restored: ModelSpec | None = None
+        self._telling: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """See ``Engine.start``."""
@@ -107,6 +113,7 @@ class StagedEngine:
             await self.stop()
             raise
         self._metrics.started(self._spec.id, self.start_report(), time.monotonic() - begin_s)
+        self._telling = asyncio.create_task(self._tell_recipe())
 
     def _identify(self) -> tuple[LocalSource, Origin]:
         source = self._sources.localize(self._spec.source or self._spec.path)
@@ -119,6 +126,7 @@ class StagedEngine:
     async def _restore(self, source: LocalSource, origin: Origin) -> bool:
         """Start from the snapshot; false when there is none."""
         spec = replace(self._spec, path=str(source.directory), cache_dir=self._cache_dir(origin))
+        self._restored = self._equipped(spec)
         found_in = self._node.tier_of(origin.snapshot_id)
         holding = asyncio.ensure_future(self._staged(origin.snapshot_id))
         try:
@@ -221,12 +229,22 @@ class StagedEngine:
             await asyncio.to_thread(write_pin, self._node.config.disk_dir, snapshot_id, self._spec.pin)
         return place
 
-    async def _run(self, spec: ModelSpec) -> None:
+    def _equipped(self, spec: ModelSpec) -> ModelSpec:
         config = self._node.config
-        spec = replace(spec, adapters_in=str(config.adapters_in), adapters_bytes=config.adapter_dram_bytes)
+        return replace(spec, adapters_in=str(config.adapters_in), adapters_bytes=config.adapter_dram_bytes)
+
+    async def _tell_recipe(self) -> None:
+        """Tell the node how the engine starts from its snapshot, so that it can do that ahead of another replica."""
+        if self._finishing is not None:
+            await asyncio.wait([self._finishing])
+        if self._pool is not None and self._restored is not None and self._snapshot_id is not None:
+            spec = with_loader(self._restored, snapshot=Path())
+            await remember(self._pool, await asyncio.to_thread(recipe_of, spec, self._pool, self._snapshot_id))
+
+    async def _run(self, spec: ModelSpec) -> None:
         with self._timed("wait for the process pool"):
-            pool = await self._node.pool_address()
-        self._engine = self._make_engine(spec, pool)
+            self._pool = await self._node.pool_address()
+        self._engine = self._make_engine(self._equipped(spec), self._pool)
         with self._timed("engine"):
             await self._engine.start()
 
@@ -333,9 +351,10 @@ class StagedEngine:
 
     async def stop(self) -> None:
         """See ``Engine.stop``."""
-        if self._finishing is not None:
-            self._finishing.cancel()
-            await asyncio.gather(self._finishing, return_exceptions=True)
+        for task in (self._finishing, self._telling):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         await self._end_engine()
         self._release()
 

@@ -5,6 +5,7 @@
 | ``flashserve_start_stage_seconds`` | histogram | ``model``, ``weights_from`` (tier or ``checkpoint``), ``stage`` |
 | ``flashserve_wake_seconds`` | histogram | ``model``, ``tier`` of the snapshot |
 | ``flashserve_prewarms_total`` | counter | ``model``, ``outcome``: ``used``, ``late``, ``wasted`` (see ``prewarms``) |
+| ``flashserve_engines_ahead_total`` | counter | ``model``, ``outcome``: ``claimed``, ``unclaimed``, ``failed`` |
 """
 
 from ray.util.metrics import Counter, Histogram
@@ -52,3 +53,18 @@ class StartMetrics:
     def woke(self, model_id: str, tier: str, seconds: float) -> None:
         """Count a wake."""
         self._wakes.observe(seconds, {"model": model_id, "tier": tier})
+
+
+class AheadMetrics:
+    """The metrics of a node's engines that are forked ahead of their replicas."""
+
+    def __init__(self) -> None:
+        self._outcomes = Counter(
+            "flashserve_engines_ahead_total",
+            "Engines forked ahead of their replicas, by what became of them.",
+            ("model", "outcome"),
+        )
+
+    def count(self, model_id: str, outcome: str) -> None:
+        """Count what became of one."""
+        self._outcomes.inc(1, {"model": model_id, "outcome": outcome})

@@ -36,14 +36,15 @@ EMBEDDING = ModelSpec(
 REPLICA = """
 import asyncio, sys
 from deployments.forked_engine import ForkedEngine, PoolAddress
-from deployments.types import ModelSpec
-from deployments.vllm_engine import VllmEngine
 
 async def main(socket_path, logs, model_id, path, until):
     pool = PoolAddress(socket_path, logs)
     if until == "asked":
         engine = await ForkedEngine.ask(pool, model_id)
     else:
+        from deployments.types import ModelSpec
+        from deployments.vllm_engine import VllmEngine
+
         options = {"dtype": "float32", "max_model_len": 512, "kv_cache_memory_bytes": 64 << 20, "enforce_eager": True}
         engine = VllmEngine(ModelSpec(model_id, path, options), pool)
         await engine.start()

@@ -1,5 +1,6 @@
-"""A snapshot store on every node: there when a node joins, back after it was killed, gone with the application."""
+"""A node's actor: there when a node joins, back after it was killed, gone with the application; it forks as planned."""
 
+import asyncio
 import os
 import signal
 from collections.abc import Iterator
@@ -11,16 +12,27 @@ import ray
 from ray import serve
 from ray.cluster_utils import Cluster
 from ray.util.state import list_actors
-from snapshot_samples import make_snapshot
 
+from deployments.forked_engine import surroundings_of
 from deployments.nodes import NodeKeeper
+from deployments.recipe import Recipe, remember
 from storage.actor import NAMESPACE, store_name
 from storage.errors import SnapshotMissingError
 from storage.store import StoreConfig
 from tests.support.service import free_port
+from tests.support.snapshot_samples import make_snapshot
 from tests.support.waiting import until
 
 APPLICATION = "nodes-test"
+FORECASTER = "forecaster"
+FORKED = "forking an engine of m ahead of its replica"
+
+
+class StubForecaster:
+    """Wants an engine of a model for which there is no replica."""
+
+    async def engines_ahead(self) -> list[str]:
+        return ["m"]
 
 
 @pytest.fixture
@@ -50,7 +62,7 @@ def test_every_node_has_its_store_as_long_as_the_application_lives(cluster: Clus
     # One machine plays all nodes, so their stores must not share directories: one after another has the lock.
     config = StoreConfig(tmp_path / "dram", 1 << 20, tmp_path / "disk", 1 << 20)
     keeper = serve.deployment(NodeKeeper, ray_actor_options={"num_cpus": 0})
-    handle = serve.run(keeper.bind(config, "cpu"), name=APPLICATION, route_prefix=None)
+    handle = serve.run(keeper.bind(config, "cpu", FORECASTER), name=APPLICATION, route_prefix=None)
     first = ray.get_runtime_context().get_node_id()
     store = until(lambda: store_of(first))
     place = ray.get(store.acquire.remote(published.id, str(tmp_path / "published")))
@@ -66,6 +78,14 @@ def test_every_node_has_its_store_as_long_as_the_application_lives(cluster: Clus
     until(lambda: store_of(second.node_id))
     cluster.remove_node(second)
     until(lambda: list(handle.tiers.remote().result()) == [first])
+
+    # What is forked fails, for that is how no engine is started; the actor's log is all that tells of it.
+    forecaster = ray.remote(StubForecaster).options(name=f"{FORECASTER}:{APPLICATION}", num_cpus=0)  # type: ignore[attr-defined]
+    wanting = forecaster.remote()
+    pool = ray.get(store_of(first).pool_address.remote())
+    asyncio.run(remember(pool, Recipe("m", "key", surroundings_of(pool, "m"), b"no engine", published.id)))
+    until(lambda: any(FORKED in path.read_text() for path in Path(pool.log_directory).glob("worker-*.err")))
+    ray.kill(wanting)
 
     serve.delete(APPLICATION)
     until(lambda: not living_stores())

@@ -21,7 +21,8 @@ ACME, ROOT = "acme", "root"
 # Not for a load that nothing happens to, on one replica without a GPU.
 NOT_BY_LOAD = {
     "flashserve_stream_resumes_total", "flashserve_stream_moves_total", "flashserve_stream_given_up_total",
-    "flashserve_device_transfers_total", "flashserve_prewarms_total", "flashserve_adapter_unloads_total",
+    "flashserve_device_transfers_total", "flashserve_prewarms_total", "flashserve_engines_ahead_total",
+    "flashserve_adapter_unloads_total",
     "flashserve_promotions_failed_total", "flashserve_evictions_total", "flashserve_scaling_replicas",
     "flashserve_plan_age_seconds", "flashserve_forecast_requests_per_second", "flashserve_forecast_error",
     "flashserve_fetched_bytes_total", "flashserve_peer_given_bytes_total", "flashserve_peers_failed_total",

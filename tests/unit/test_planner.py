@@ -103,6 +103,26 @@ def test_a_pool_without_replicas_gets_one_in_time(setup: Setup) -> None:
     assert need[-1] == 0, "and is given back if nothing comes"
 
 
+def test_an_engine_is_wanted_ahead_of_a_replica_that_is_not_there(setup: Setup) -> None:
+    setup.bursts(12)
+    wanted = {
+        after_s: setup.planner.tick(setup.now_s + after_s)["models"]["m"]["engine_ahead"]
+        for after_s in (2.0, 25.0, PERIOD_S - 2.0, 10 * PERIOD_S)
+    }
+    assert wanted == {2.0: True, 25.0: False, PERIOD_S - 2.0: True, 10 * PERIOD_S: False}
+
+
+def test_no_engine_is_wanted_ahead_of_a_replica_that_is_there_or_may_not_come(setup: Setup) -> None:
+    setup.bursts(12)
+    setup.order(PERIOD_S - 2.0)
+    assert not setup.plan["models"]["m"]["engine_ahead"]
+    setup.planner.most = {"pool": 0}
+    silent_s = setup.now_s + PERIOD_S - 2.0 + SILENT_S + 1.0
+    plan = setup.planner.tick(silent_s)
+    assert not plan["replicas"]
+    assert not plan["models"]["m"]["engine_ahead"]
+
+
 def test_littles_law_over_all_models_of_a_pool(setup: Setup) -> None:
     setup.planner.serves({"m": Hosted("pool", 8), "n": Hosted("pool", 8), "o": Hosted("other", 8)})
     for model in "mno":
