@@ -98,6 +98,7 @@ DASHBOARDS = (
                 ((f"sum by (model) (ray_flashserve_engine_held_bytes{{{_MODELS}}})", "{{model}}"),),
             ),
             Panel("Made ready ahead", "reqps", _rate("ray_flashserve_prewarms_total", "outcome", _MODELS)),
+            Panel("Forked ahead of replicas", "reqps", _rate("ray_flashserve_engines_ahead_total", "outcome", _MODELS)),
         ),
     ),
     Dashboard(

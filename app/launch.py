@@ -37,6 +37,8 @@ RAY_SETTINGS = {
     "RAY_worker_niceness": "0",
     # Serve's own transport between its processes, on ports that it opens either way: cheaper a token than actor calls.
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    # Serve's controller looks around ten times a second by default, which is what a twentieth of a core goes to.
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
 }
 
 # What `serve run` logs, and goes on running, when the application fails.
