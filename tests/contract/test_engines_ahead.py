@@ -13,7 +13,6 @@ from deployments import engines_ahead
 from deployments.engines_ahead import EnginesAhead
 from deployments.errors import EngineDiedError
 from deployments.forked_engine import PoolAddress
-from deployments.process_pool import ProcessPool
 from deployments.staged_engine import StagedEngine
 from deployments.start_metrics import StartMetrics
 from deployments.types import GenerateRequest, ModelSpec
@@ -21,7 +20,7 @@ from deployments.vllm_engine import VllmEngine
 from storage.lease import Lease, held_leases, hold
 from storage.store import SnapshotStore, StoreConfig
 from storage.tier import Place
-from tests.support.pools import engine_processes, running_pool, until
+from tests.support.pools import engine_processes, until
 from tests.support.service import CHAT_MODEL, MODELS
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -35,12 +34,12 @@ TAKE_OVER = "take over the engine"
 class Node:
     """Stands for a node's actor and its client: the store is of this process, the pool is real."""
 
-    def __init__(self, pool: ProcessPool, directory: Path) -> None:
+    def __init__(self, pool: PoolAddress, directory: Path) -> None:
         self.pool = pool
         self.config = StoreConfig(directory / "dram", ROOM_BYTES, directory / "disk", ROOM_BYTES)
         self.store = SnapshotStore(self.config)
         self.outcomes: list[str] = []
-        self.ahead = EnginesAhead(pool.address, self._held, lambda _, outcome: self.outcomes.append(outcome))
+        self.ahead = EnginesAhead(pool, self._held, lambda _, outcome: self.outcomes.append(outcome))
         self.lost_snapshots = False
 
     def tier_of(self, snapshot_id: str) -> str:
@@ -54,7 +53,7 @@ class Node:
         return lease, await hold(lease, self.store.acquire(snapshot_id))
 
     async def pool_address(self) -> PoolAddress:
-        return self.pool.address
+        return self.pool
 
     async def _held(self, snapshot_id: str) -> tuple[Lease, Path]:
         lease, place = await self.hold("0" * 64 if self.lost_snapshots else snapshot_id, "ahead")
@@ -79,21 +78,22 @@ async def expected() -> list[int]:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def node(tmp_path_factory: pytest.TempPathFactory, expected: list[int]) -> AsyncIterator[Node]:
+async def node(
+    tmp_path_factory: pytest.TempPathFactory, expected: list[int], pool_address: PoolAddress
+) -> AsyncIterator[Node]:
     """A node on which an engine of the model has run once, from its checkpoint."""
-    async with running_pool(tmp_path_factory.mktemp("logs")) as pool:
-        made = Node(pool, tmp_path_factory.mktemp("tiers"))
-        await made.store.recover()
-        made.ahead.open()
-        assert not made.ahead.fork(SPEC.id), "nobody has said how"
-        engine = made.engine()
-        await engine.start()
-        expected += await answer(engine)
-        await until(lambda: SPEC.id in made.ahead.known())
-        await engine.stop()
-        yield made
-        await made.ahead.close()
-        await until(lambda: engine_processes(pool) == [])
+    made = Node(pool_address, tmp_path_factory.mktemp("tiers"))
+    await made.store.recover()
+    made.ahead.open()
+    assert not made.ahead.fork(SPEC.id), "nobody has said how"
+    engine = made.engine()
+    await engine.start()
+    expected += await answer(engine)
+    await until(lambda: SPEC.id in made.ahead.known())
+    await engine.stop()
+    yield made
+    await made.ahead.close()
+    await until(lambda: engine_processes(pool_address) == [])
 
 
 @pytest_asyncio.fixture(autouse=True, loop_scope="module")

@@ -29,7 +29,7 @@ from tests.support.service import CHAT_MODEL, MODELS
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 # Fewer in the host cache than there are: the rest is loaded again within a step.
-RANK, SLOTS, CACHED, TOKENS = 16, 2, 3, 6
+RANK, SLOTS, CACHED, TOKENS = 16, 2, 3, 3
 ATTENTION = ("self_attn.q_proj", "self_attn.v_proj")
 PROMPT = np.random.default_rng(0).integers(1000, 40_000, 24).tolist()
 # Rank, lora_alpha and matrices: full and lower ranks, all and some matrices, scalings that round. Those of two are laid

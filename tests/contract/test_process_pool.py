@@ -72,9 +72,15 @@ asyncio.run(main(*sys.argv[1:]))
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def pool(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ProcessPool]:
+    """Forks engines for all tests; and ends with its owner."""
     async with running_pool(tmp_path_factory.mktemp("logs")) as made:
         yield made
         assert engine_processes(made) == []
+        zygote = psutil.Process(made.process_id())
+        assert zygote.num_threads() == 1
+        assert "ready" in repr(made)
+    await until(lambda: not zygote.is_running() or zygote.status() == psutil.STATUS_ZOMBIE)
+    assert not Path(made.address.socket_path).parent.exists()
 
 
 def ask(stream_id: str = "g", max_tokens: int = 12) -> GenerateRequest:
@@ -265,16 +271,6 @@ async def test_what_a_fork_cannot_change_is_refused(pool: ProcessPool, monkeypat
     with pytest.raises(PoolUnavailableError, match="VLLM_LOGGING_LEVEL"):
         await ForkedEngine.ask(pool.address, CHAT.id)
     await until(lambda: engine_processes(pool) == [])
-
-
-async def test_a_pool_ends_with_its_owner(tmp_path: Path) -> None:
-    async with running_pool(tmp_path) as pool:
-        zygote = psutil.Process(pool.process_id())
-        assert len(zygote.children()) == 0
-        assert zygote.num_threads() == 1
-        assert "ready" in repr(pool)
-    await until(lambda: not zygote.is_running() or zygote.status() == psutil.STATUS_ZOMBIE)
-    assert not Path(pool.address.socket_path).parent.exists()
 
 
 async def test_a_zygote_ends_with_an_owner_that_was_killed(tmp_path: Path) -> None:

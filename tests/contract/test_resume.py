@@ -64,7 +64,7 @@ async def test_the_kinds_are_what_they_say(whole: dict[str, Answer], asking: Ask
     assert len(different) == len(KINDS) - 1, "each parameter makes a difference, or its test would show nothing"
 
 
-@pytest.mark.parametrize("count", [1, 2, 5], ids=lambda count: f"{count} breaks")
+@pytest.mark.parametrize("count", [1, 4], ids=lambda count: f"{count} breaks")
 async def test_it_goes_on_as_if_nothing_had_happened(whole: dict[str, Answer], asking: Asking, count: int) -> None:
     rng = random.Random(count)  # noqa: S311
     places = {kind: breaks(len(answer.token_ids), count, rng) for kind, answer in whole.items()}
@@ -83,7 +83,7 @@ async def test_it_goes_on_as_if_nothing_had_happened(whole: dict[str, Answer], a
 async def test_alone_and_at_every_place(whole: dict[str, Answer], asking: Asking) -> None:
     kind = "seed, everything"
     expected = whole[kind].token_ids
-    for place in range(0, len(expected), 13):
+    for place in range(0, len(expected), 20):
         answer = await asking.broken(kind, [place], random.Random(place))  # noqa: S311
         assert answer.token_ids == expected, place
 

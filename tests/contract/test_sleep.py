@@ -27,7 +27,7 @@ from tests.support.snapshots import changed, describe, one_value_negated
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(1200)]
 
 TELL_EVERY = 50
-CYCLES = int(os.environ.get("FLASHSERVE_SLEEP_CYCLES", "12"))
+CYCLES = int(os.environ.get("FLASHSERVE_SLEEP_CYCLES", "8"))
 # What a heap may gain by chance; a leak of one layer's weights in every cycle would be many times this.
 NOISE_BYTES = 32 << 20
 KV_CACHE_BYTES = 64 << 20

@@ -43,9 +43,10 @@ def background_pool(log_directory: Path) -> Iterator[PoolAddress]:
         loop.close()
 
 
-def engine_processes(pool: ProcessPool, log_end: str = "") -> list[psutil.Process]:
+def engine_processes(pool: ProcessPool | PoolAddress, log_end: str = "") -> list[psutil.Process]:
     """The living processes that write to the log of one of the pool's engines: its launcher, core, worker."""
-    start = f"{pool.address.log_directory}/flashserve-engine-"
+    address = pool if isinstance(pool, PoolAddress) else pool.address
+    start = f"{address.log_directory}/flashserve-engine-"
     found = []
     for process in psutil.process_iter():
         try:

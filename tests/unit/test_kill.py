@@ -14,7 +14,7 @@ from storage.promote import CopyPolicy, copy_snapshot
 from storage.snapshot import verify
 from storage.tier import LocalTier
 
-KILLS = 100
+KILLS = 60
 LONGEST_LIFE_S = 0.03
 COUNT = 3
 
