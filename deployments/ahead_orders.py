@@ -29,6 +29,7 @@ class AheadOrders:
         """``forecaster`` is the name of the actor; ``nodes`` are handles of the nodes' actors, as they are then."""
         self._forecaster = forecaster
         self._nodes = nodes
+        self._actor: Any = None
         self._ordering: asyncio.Task[None] | None = None
 
     def run(self) -> None:
@@ -43,9 +44,11 @@ class AheadOrders:
         while True:
             try:
                 async with asyncio.timeout(ANSWER_S):
-                    actor = await asyncio.to_thread(ray.get_actor, self._forecaster, NAMESPACE)
-                    await self.order(await actor.engines_ahead.remote())
+                    if self._actor is None:
+                        self._actor = await asyncio.to_thread(ray.get_actor, self._forecaster, NAMESPACE)
+                    await self.order(await self._actor.engines_ahead.remote())
             except (RayError, ValueError, TimeoutError) as error:
+                self._actor = None
                 logger.debug("no engine is forked ahead: %s", error)
             await asyncio.sleep(PERIOD_S)
 

@@ -75,7 +75,7 @@ def taken(files: AdapterFiles, source: Path, name: str) -> AdapterSpec:
 def ask(name: str, adapter: AdapterSpec | None, **sampling: object) -> GenerateRequest:
     tokenizer = AutoTokenizer.from_pretrained(SPEC.path)
     prompt = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, return_dict=False)
-    request = generate_request(TokenStreams(), name, **({"max_tokens": 24} | sampling))  # type: ignore[arg-type]
+    request = generate_request(TokenStreams(), name, **({"max_tokens": 12} | sampling))  # type: ignore[arg-type]
     return request | {"prompt_token_ids": list(prompt), "adapter": None if adapter is None else ref_of(adapter)}  # type: ignore[return-value]
 
 

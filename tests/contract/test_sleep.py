@@ -31,9 +31,9 @@ CYCLES = int(os.environ.get("FLASHSERVE_SLEEP_CYCLES", "8"))
 # What a heap may gain by chance; a leak of one layer's weights in every cycle would be many times this.
 NOISE_BYTES = 32 << 20
 KV_CACHE_BYTES = 64 << 20
-CHAT = {"max_model_len": 512, "kv_cache_memory_bytes": KV_CACHE_BYTES}
+CHAT = {"max_model_len": 512, "block_size": 32, "kv_cache_memory_bytes": KV_CACHE_BYTES}
 # Longer than a block of the KV cache, so that there is something to cache.
-PROMPT = [504, 3575, 282, 4649, 314] * 30
+PROMPT = [504, 3575, 282, 4649, 314] * 8
 
 
 class Case(NamedTuple):

@@ -7,7 +7,7 @@ from tests.support.service import Service
 
 
 async def test_streams_under_kills(service: Service) -> None:
-    plan = Plan(streams=10, kills=len(VICTIMS), migrations=0, at_once=5, max_tokens=48, rest_s=0.0)
+    plan = Plan(streams=8, kills=len(VICTIMS), migrations=0, at_once=4, max_tokens=40, rest_s=0.0)
     counts = await Stress(service, plan).run()
     print_counts(counts, Console())
     assert counts.good(), counts.faults

@@ -1,9 +1,9 @@
-"""Pictures of a real service for the README: the status page, light and dark, and the terminal.
+"""Pictures of a real service for the README: the status page, light and dark, Ray's dashboard, and the terminal.
 
 Usage: CHROMIUM=/path/to/chromium python tests/support/screenshots.py [--url URL] [--into app/guides]
 
-Without a URL the demo models are served, asked for something, put to sleep and woken first. A service with API keys
-wants an administrator's in FLASHSERVE_API_KEY.
+Without a URL the demo models are served, asked for something, put to sleep and woken first; with one, there is no
+picture of Ray's dashboard. A service with API keys wants an administrator's in FLASHSERVE_API_KEY.
 """
 
 import argparse
@@ -23,12 +23,13 @@ from rich.console import Console
 from rich.text import Text
 
 from tests.support.browser import CHROMIUM, tab
-from tests.support.service import CHAT_MODEL, EMBEDDING_MODEL, command, demo_args, deployed
+from tests.support.service import CHAT_MODEL, EMBEDDING_MODEL, Service, command, demo_args, deployed
 
 WIDTH, COLUMNS = 1280, 110
 UP_TO_DATE = "document.getElementById('connection')?.textContent === 'up to date'"
 # For charts that begin when the page is opened.
 LOOK_ON_S = 12.0
+RAY_TOKEN_COOKIE = "ray-authentication-token"  # noqa: S105 - its name
 
 
 def use(url: str) -> None:
@@ -60,6 +61,19 @@ async def page(url: str, into: Path) -> None:
                 await opened.picture(into / f"ui-{'dark' if dark else 'light'}.png")
 
 
+async def dashboard(service: Service, into: Path) -> None:
+    """Take the page of Ray's dashboard on what Serve runs."""
+    with tempfile.TemporaryDirectory() as profile:
+        async with tab(Path(profile)) as opened:
+            await opened.size(WIDTH)
+            token = service.environment["RAY_AUTH_TOKEN"]
+            await opened.do("Network.setCookie", name=RAY_TOKEN_COOKIE, value=token, url=service.dashboard)
+            await opened.do("Page.navigate", url=f"{service.dashboard}/#/serve")
+            await opened.until("document.body.innerText.includes('Engines-default')")
+            await asyncio.sleep(LOOK_ON_S)
+            await opened.picture(into / "ray-dashboard.png")
+
+
 def terminal(url: str, into: Path) -> None:
     """Take `flashserve status` as rich draws it."""
     arguments = ["status", "--url", url]
@@ -85,6 +99,7 @@ def main() -> None:
         url = arguments.url or service.url
         if service is not None:
             use(url)
+            asyncio.run(dashboard(service, arguments.into))
         asyncio.run(page(url.rstrip("/"), arguments.into))
         terminal(url, arguments.into)
     print(*sorted(map(str, arguments.into.glob("*.[ps][nv]g"))), sep="\n")
