@@ -206,7 +206,7 @@ async def test_many_at_once_answer_as_peft_merges_them(
         path = write_adapter(root / digest, tensors, rank=4, lora_alpha=12, target_modules=leaves)
         refs.append(AdapterRef(id=f"many{number}", path=str(path), digest=digest[::-1]))
     answers = await asyncio.gather(*(answer(engines.packing, ref, ref["id"]) for ref in refs))
-    assert len({tuple(tokens) for tokens, _ in answers}) > len(refs) / 2
+    assert len({tuple(logprobs) for _, logprobs in answers}) == len(refs)
     for ref, (tokens, _) in zip(refs, answers, strict=True):
         behind = await asyncio.to_thread(behind_the_likeliest, Path(ref["path"]), tokens)
         assert behind == pytest.approx([0.0] * TOKENS, abs=1e-3), ref["id"]
