@@ -23,6 +23,7 @@ from app.request_metrics import RequestMetrics
 from app.tenant_metrics import TenantMetrics
 from app.visits import NotedRequests, Visits, status_of_answer
 from deployments.event_log import log_with
+from deployments.imports import without_collecting
 from deployments.tracing import Tracing
 from storage.store import StoreConfig
 
@@ -50,7 +51,8 @@ class GuardedGateway:
 
         Without ``keys_file`` there is no need of keys, and without ``tracing`` there are no traces.
         """
-        from app.gateway import Gateway  # noqa: PLC0415 - imports vLLM
+        with without_collecting():
+            from app.gateway import Gateway  # noqa: PLC0415 - imports vLLM
 
         ring = KeyRing(keys_file) if keys_file is not None else None
         metrics = TenantMetrics() if ring is not None else None

@@ -27,6 +27,9 @@ FORGIVE_AFTER_S = 600.0
 # Libraries that start threads when they are imported are told not to: a process to be forked has one.
 _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
 
+# Its imports make no garbage, and to look for some meanwhile would take a tenth of their time.
+_ZYGOTE = "import gc; gc.disable(); from deployments.zygote import main; main()"
+
 logger = logging.getLogger(__name__)
 
 
@@ -100,7 +103,7 @@ class ProcessPool:
         with theirs, self._log_path.open("ab") as log:
             reader, self._line = await asyncio.open_connection(sock=ours)
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", "deployments.zygote", self.address.socket_path),
+                *(sys.executable, "-P", "-c", _ZYGOTE, self.address.socket_path),
                 stdin=theirs.fileno(),
                 stdout=log,
                 stderr=log,

@@ -19,6 +19,7 @@ from deployments.event_log import log_with
 from deployments.expected_rates import RatesTeller
 from deployments.feed import Feeds, GatewayFeed
 from deployments.hosting import HostedModels
+from deployments.imports import without_collecting
 from deployments.news import Newsroom
 from deployments.nodes import NodeClient
 from deployments.plan_follower import PlanFollower
@@ -332,7 +333,8 @@ def _devices() -> float:
 
 
 def _staged_engine(spec: ModelSpec, node: NodeClient, metrics: StartMetrics) -> Engine:
-    from deployments.staged_engine import StagedEngine  # noqa: PLC0415 - imports vLLM, the heaviest there is
-    from deployments.vllm_engine import VllmEngine  # noqa: PLC0415
+    with without_collecting():
+        from deployments.staged_engine import StagedEngine  # noqa: PLC0415 - imports vLLM, the heaviest there is
+        from deployments.vllm_engine import VllmEngine  # noqa: PLC0415
 
     return StagedEngine(spec, node, VllmEngine, metrics)

@@ -1,4 +1,4 @@
-"""A process that has imported vLLM and forks engines: ``python -m deployments.zygote SOCKET``.
+"""A process that has imported vLLM and forks engines; the command line names the socket at which it is asked.
 
 Covers: importing once, listening, one fork a request. Does not cover: what a forked process does
 (``engine_launch``), and who starts this one and keeps it running (``process_pool``).
@@ -93,6 +93,7 @@ def main() -> None:
     # Objects that no collection visits stay in pages shared with the forked processes.
     gc.collect()
     gc.freeze()
+    gc.enable()
     threads = list(Path("/proc/self/task").iterdir())
     if len(threads) > 1:
         sys.exit(f"{len(threads)} threads run after the imports; forking would lose all but one")
@@ -101,7 +102,3 @@ def main() -> None:
         serve(listener, owner)
     # The owner has gone, perhaps without a chance to tidy up.
     shutil.rmtree(path.parent, ignore_errors=True)
-
-
-if __name__ == "__main__":
-    main()
