@@ -64,8 +64,6 @@ class _Model:
     hosted: Hosted
     spans: dict[int, _Span] = field(default_factory=dict)
     told: dict[str, Any] = field(default_factory=dict)
-    wants_ahead: bool = False
-    """Whether it is time to start an engine for which there is no replica yet."""
 
 
 @dataclass
@@ -211,8 +209,7 @@ class Planner:
         steps, step_s = self._steps(), float(self.config.bucket_s)
         awake = [(0, 1, decision.measured)] if decision.measured else []
         # Who has just asked waits for a replica; and one that isn't there can't start what it would be time to start.
-        is_asked_for = not there and now_s - learner.quiet_since_s(0) < ASKED_S
-        model.wants_ahead = is_asked_for and self._may_grow(model.hosted.pool)
+        wants_ahead = not there and now_s - learner.quiet_since_s(0) < ASKED_S
         for level in range(len(there) + 1):
             place = there[level] if level < len(there) else None
             if place is not None and place.in_use:
@@ -224,13 +221,13 @@ class Planner:
                 self._order(place, model_id, level, span, now_s)
             if span is None:
                 continue
-            if place is None and span.from_s <= now_s:
-                model.wants_ahead = self._may_grow(model.hosted.pool)
+            wants_ahead |= place is None and span.from_s <= now_s
             first = max(0, int((span.from_s - now_s) // step_s))
             if first < steps:
                 awake.append((first, math.ceil((span.until_s - now_s) / step_s), level + 1))
         floor = max((number for _, _, number in awake), default=0)
         model.told = self._told(model_id, model, there, decision, floor, now_s)
+        model.told["engine_ahead"] = wants_ahead and self._may_grow(model.hosted.pool)
         return awake
 
     def _may_grow(self, pool: str) -> bool:
@@ -348,7 +345,6 @@ class Planner:
             "reason": decision.reason,
             "quiet_s": round(now_s - quiet_since_s, 1) if math.isfinite(quiet_since_s) else None,
             "awake_in_s": round(max(0.0, span.from_s - now_s), 1) if span else None,
-            "engine_ahead": model.wants_ahead,
             "awake_for_s": round(span.until_s - max(now_s, span.from_s), 1) if span else None,
             "gaps_seen": model.learner.ahead.habits.gaps[0].seen if model.learner.ahead.habits.gaps else 0,
             "service_s": round(model.learner.ahead.habits.service_s, 3),

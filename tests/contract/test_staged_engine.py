@@ -16,11 +16,12 @@ from deployments.start_metrics import StartMetrics
 from deployments.types import ModelSpec
 from storage.checkpoint import LocalSource, SourceCache
 from storage.errors import RemoteError
-from storage.lease import Lease, held_leases, hold
+from storage.lease import held_leases
 from storage.manifest import MANIFEST_NAME
 from storage.snapshot import describe_directory
-from storage.store import SnapshotStore, StoreConfig
+from storage.store import StoreConfig
 from storage.tier import Place
+from tests.support.local_node import LocalNode
 from tests.support.tiny_models import make_tied
 
 ROOM_BYTES = 10_000_000
@@ -56,31 +57,20 @@ class LoadingEngine(FakeEngine):
         await super().stop()
 
 
-class Node:
-    """Stands for ``NodeClient``: the store is of this process, and stages when it may."""
+class Node(LocalNode):
+    """Stages when it may."""
 
     def __init__(self, config: StoreConfig) -> None:
-        self.config = config
-        self.store = SnapshotStore(config)
+        super().__init__(config)
         self.may_stage = asyncio.Event()
         self.may_stage.set()
         self.staging_fails = False
 
-    def tier_of(self, snapshot_id: str) -> str:
-        if (self.config.dram_dir / snapshot_id).is_dir():
-            return "dram"
-        return "disk" if (self.config.disk_dir / snapshot_id).is_dir() else "remote"
-
-    async def hold(self, snapshot_id: str, owner: str, source_url: str | None = None) -> tuple[Lease, Place]:
-        assert source_url is None
-        lease = Lease(self.config.disk_dir, snapshot_id, owner)
-        return lease, await hold(lease, self._acquire(snapshot_id))
-
-    async def _acquire(self, snapshot_id: str) -> Place:
+    async def acquire(self, snapshot_id: str) -> Place:
         await self.may_stage.wait()
         if self.staging_fails:
             raise RemoteError("disk", "told to fail")
-        return await self.store.acquire(snapshot_id)
+        return await super().acquire(snapshot_id)
 
     async def pool_address(self) -> None:
         return None
