@@ -126,6 +126,10 @@ class ForecasterActor:
         orders = self._planner.hear(read_report(report), time.time())
         return {model: msgspec.to_builtins(order) for model, order in orders.items()}
 
+    async def leave(self, replica_id: str) -> None:
+        """Take it that a replica ends: what it had is not there any more, which would be noticed seconds later."""
+        self._planner.leave(replica_id)
+
     async def plan(self, model: str | None = None) -> dict[str, Any]:
         """Return the last plan with its reasons; with ``model``, for it alone and with its demand lately."""
         age_s = time.time() - self._plan["made_at_s"] if self._plan else None

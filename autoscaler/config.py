@@ -25,4 +25,8 @@ class AutoscalingConfig(BaseModel):
     )
     target_ongoing_requests: float = Field(8.0, gt=0, description="sequences that a replica is to work on at once")
     downscale_s: float = Field(60.0, ge=0, description="how long fewer replicas have to do before one is given back")
+    engines_ahead: bool = Field(
+        default=True,
+        description="start engines ahead of the replicas that are to have them, on nodes where they have run",
+    )
     neural: bool = Field(default=True, description="fit NeuralProphet; it is used only where it forecasts best")

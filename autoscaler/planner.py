@@ -146,6 +146,11 @@ class Planner:
                     self._models[model_id].learner.ahead.served_in(engine.served_s)
         return {model_id: _relative(order, made_s, now_s) for model_id, (order, made_s) in heard.orders.items()}
 
+    def leave(self, replica_id: str) -> None:
+        """Reckon no longer with a replica that ends; harmless for one that isn't known."""
+        self._replicas.pop(replica_id, None)
+        self._where.lose(replica_id)
+
     def bucket(self, now_s: float) -> None:
         """End a bucket of counting."""
         for model in self._models.values():
@@ -154,8 +159,7 @@ class Planner:
     def tick(self, now_s: float) -> dict[str, Any]:
         """Decide anew; return the plan as builtin types, with reasons."""
         for silent in [key for key, heard in self._replicas.items() if abs(now_s - heard.at_s) > SILENT_S]:
-            del self._replicas[silent]
-            self._where.lose(silent)
+            self.leave(silent)
         for heard in self._replicas.values():
             heard.orders = {}
         engines: dict[str, Floats] = {}
@@ -227,7 +231,7 @@ class Planner:
                 awake.append((first, math.ceil((span.until_s - now_s) / step_s), level + 1))
         floor = max((number for _, _, number in awake), default=0)
         model.told = self._told(model_id, model, there, decision, floor, now_s)
-        model.told["engine_ahead"] = wants_ahead and self._may_grow(model.hosted.pool)
+        model.told["engine_ahead"] = self.config.engines_ahead and wants_ahead and self._may_grow(model.hosted.pool)
         return awake
 
     def _may_grow(self, pool: str) -> bool:

@@ -44,10 +44,18 @@ class PlanFollower:
         """Begin to tell and to follow."""
         self._following = asyncio.get_running_loop().create_task(self._follow())
 
-    def close(self) -> None:
-        """Follow no longer."""
-        if self._following is not None:
-            self._following.cancel()
+    async def close(self) -> None:
+        """Follow no longer, and tell the forecaster that this replica ends, unless it doesn't listen."""
+        if self._following is None:
+            return
+        self._following.cancel()
+        await asyncio.wait([self._following])
+        if self._actor is not None:
+            try:
+                async with asyncio.timeout(ANSWER_S):
+                    await self._actor.leave.remote(self._replica_id)
+            except (RayError, TimeoutError) as error:
+                logger.info("the forecaster doesn't hear that a replica ends: %s", error)
 
     async def _follow(self) -> None:
         while True:

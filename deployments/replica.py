@@ -264,7 +264,7 @@ class EngineReplica:
         """End every engine with its processes, and the feeds."""
         self._is_leaving = True
         if self._plan is not None:
-            self._plan.close()
+            await self._plan.close()
         self._feeds.close()
         self._news.close()
         self._hosted.close()

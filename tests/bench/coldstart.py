@@ -3,7 +3,8 @@
 One FlashServe serves SmolLM2 and is brought into each state in turn: awake, asleep, cold beside a warm process pool
 with the snapshot in host memory, with it on disk and the page cache dropped, and with it in S3 at 200 MB/s; and its
 replica is killed, so that Serve starts another, whose first engine comes from the node's process pool. Stock vLLM
-answers awake beside it, and Ray Serve LLM from zero replicas. Then everything from nothing, with the weights in S3 at
+answers awake beside it. A pool that has scaled to nothing gets its replica back, with the engine forked ahead of that
+and after it, and Ray Serve LLM from zero replicas. Then everything from nothing, with the weights in S3 at
 that speed: FlashServe's service from its command on, with a published snapshot, and the stock path, which downloads
 the checkpoint with boto3 and starts vLLM's API server. The targets are in `results`; missing one is a result, not a
 failure.
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ AWAKE, STOCK_AWAKE = "awake", "stock vLLM, awake"
 ASLEEP, POOL_DRAM, POOL_DISK = "asleep", "process pool, snapshot in dram", "process pool, snapshot on disk"
 POOL_S3 = "process pool, snapshot in S3"
 REPLICA, RAY_ZERO = "new replica, its node warm", "Ray Serve LLM, from zero replicas"
+ZERO, ZERO_AFTER = "from zero replicas, engine forked ahead", "from zero replicas, engine after its replica"
 NOTHING, STOCK = "nothing warm, snapshot in S3", "stock vLLM, checkpoint in S3"
 
 Samples = dict[str, list[float]]
@@ -145,12 +147,18 @@ def supervised(arguments: list[str], work_dir: Path, log_file: Path, **environme
 
 def kill_replica(supervisor_pid: int) -> None:
     """End the engine replica below the supervisor as a crash does."""
-    [replica] = [
-        process
-        for process in psutil.Process(supervisor_pid).children(recursive=True)
-        if "ServeReplica:flashserve:Engines-" in " ".join(process.cmdline())
-    ]
+    [replica] = engine_replicas(supervisor_pid)
     replica.kill()
+
+
+def engine_replicas(supervisor_pid: int) -> list[psutil.Process]:
+    """The processes of engine replicas below the supervisor."""
+    found = []
+    for process in psutil.Process(supervisor_pid).children(recursive=True):
+        with suppress(psutil.Error):
+            if "ServeReplica:flashserve:Engines-" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def until_it_answers(url: str, since_s: float) -> float:
@@ -238,6 +246,34 @@ def measure_states(work_dir: Path, rounds: int, s3_url: str, samples: Samples, s
             time.sleep(2)
 
 
+def measure_from_zero(work_dir: Path, rounds: int, samples: Samples, stages: Stages) -> None:
+    """A pool that has scaled to nothing on a warm node, with its engine forked ahead of its replica and after it."""
+    for name, is_ahead in ((ZERO, True), (ZERO_AFTER, False)):
+        config = ours_config(work_dir)
+        arguments = config["applications"][0]["args"]
+        arguments["models"][0]["keep_awake_s"] = 1
+        arguments["pools"] = [{"name": "default", "min_replicas": 0, "max_replicas": 1}]
+        arguments["autoscaling"] = {"bucket_s": 1, "horizon_s": 30, "downscale_s": 2, "engines_ahead": is_ahead}
+        command_line, url = serving(config, work_dir)
+        with supervised(command_line, work_dir, work_dir / "flashserve.log") as pid:
+            until_it_answers(url, time.perf_counter())
+            for _ in range(rounds):
+                until_no_replica(pid)
+                samples.setdefault(name, []).append(first_token_s(url))
+                stages.setdefault(name, []).append(start_stages_s(url))
+
+
+def until_no_replica(supervisor_pid: int) -> None:
+    """Wait until the pool has scaled to nothing, and for its last second of counting."""
+    deadline_s = time.perf_counter() + PATIENCE_S
+    while engine_replicas(supervisor_pid):
+        if time.perf_counter() > deadline_s:
+            message = f"the pool did not scale to nothing within {PATIENCE_S:.0f} s"
+            raise RuntimeError(message)
+        time.sleep(0.5)
+    time.sleep(2)
+
+
 def _on_disk(url: str, storage: dict[str, str], samples: Samples) -> None:
     command(url, "stop")
     snapshot = drop_dram_copy(storage)
@@ -305,8 +341,9 @@ def results(samples: Samples) -> list[Result]:
     )
     if RAY_ZERO in samples:
         zero_s = sorted(samples[RAY_ZERO])[len(samples[RAY_ZERO]) // 2]
-        ratios = [value / zero_s for value in samples[REPLICA]]
-        found.append(median_result(f"{REPLICA}, of Ray Serve LLM's", ratios, "", None, RAY_ZERO))
+        for name in (REPLICA, ZERO):
+            ratios = [value / zero_s for value in samples[name]]
+            found.append(median_result(f"{name}, of Ray Serve LLM's", ratios, "", None, RAY_ZERO))
     if STOCK in samples:
         stock_s = sorted(samples[STOCK])[len(samples[STOCK]) // 2]
         pairs = zip(samples[NOTHING], samples[STOCK], strict=True)
@@ -335,6 +372,7 @@ def main() -> None:
         published = built_snapshot(work_dir)
         with s3_server(published, CAPPED_BYTES_PER_S) as s3_url:
             measure_states(work_dir, options.rounds, s3_url, samples, stages)
+        measure_from_zero(work_dir, options.cold_rounds, samples, stages)
         for _ in range(options.cold_rounds):
             with s3_server(published, CAPPED_BYTES_PER_S) as s3_url:
                 samples.setdefault(NOTHING, []).append(nothing_warm_s(work_dir, s3_url))

@@ -4,9 +4,12 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
+from ray.exceptions import RayActorError
 
 from deployments import plan_follower
 from deployments import residents as residents_module
@@ -172,7 +175,7 @@ async def test_after_an_answer_that_did_not_come_it_tells_everything(
     async with asyncio.timeout(10):
         while len(told) < 7:  # noqa: ASYNC110 - as it goes on
             await asyncio.sleep(0.001)
-    follower.close()
+    await follower.close()
     whole, change = (False, True), (True, False)
     assert told[:7] == [whole, change, change, whole, change, whole, change]
 
@@ -224,7 +227,44 @@ async def test_without_a_forecaster_it_goes_by_requests(
     await state(residents, "m", "asleep")
     async with residents.use("m"):
         assert residents.describe()["m"]["state"] == "awake"
-    follower.close()
+    await follower.close()
+
+
+class Actor:
+    """A forecaster in this process; what is asked of it answers as Ray's methods do."""
+
+    def __init__(self, *, is_dead: bool = False) -> None:
+        self.left: list[str] = []
+        self.heard = asyncio.Event()
+        self._is_dead = is_dead
+
+    @property
+    def hear(self) -> Any:
+        async def hear(_: Any) -> dict[str, Any]:
+            self.heard.set()
+            return {}
+
+        return SimpleNamespace(remote=hear)
+
+    @property
+    def leave(self) -> Any:
+        async def leave(replica_id: str) -> None:
+            self.left.append(replica_id)
+            if self._is_dead:
+                raise RayActorError
+
+        return SimpleNamespace(remote=leave)
+
+
+@pytest.mark.parametrize("is_dead", [False, True])
+async def test_who_ends_says_so(setup: Setup, monkeypatch: pytest.MonkeyPatch, *, is_dead: bool) -> None:
+    actor = Actor(is_dead=is_dead)
+    monkeypatch.setattr(ray, "get_actor", lambda *_: actor)
+    follower = PlanFollower("forecaster:app", "pool", "r", await asleep(setup))
+    follower.run()
+    await actor.heard.wait()
+    await follower.close()
+    assert actor.left == ["r"]
 
 
 def test_an_order_is_put_on_this_processs_clock() -> None:

@@ -123,6 +123,19 @@ def test_no_engine_is_wanted_ahead_of_a_replica_that_is_there_or_may_not_come(se
     assert not plan["models"]["m"]["engine_ahead"]
 
 
+def test_of_a_replica_that_says_that_it_ends_nothing_is_reckoned_with(setup: Setup) -> None:
+    setup.bursts(12)
+    setup.planner.most = {"pool": 1}
+    setup.order(2.0)
+    assert not setup.plan["models"]["m"]["engine_ahead"]
+    for _ in range(2):
+        setup.planner.leave("r")
+    plan = setup.planner.tick(setup.now_s + 2.0)
+    assert plan["models"]["m"]["engine_ahead"]
+    assert not plan["replicas"]
+    assert plan["pools"]["pool"]["need"][0] == 0
+
+
 def test_littles_law_over_all_models_of_a_pool(setup: Setup) -> None:
     setup.planner.serves({"m": Hosted("pool", 8), "n": Hosted("pool", 8), "o": Hosted("other", 8)})
     for model in "mno":
