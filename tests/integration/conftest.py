@@ -8,6 +8,8 @@ from tests.support.collector import Collector, collecting
 from tests.support.service import CHAT_MODEL, Service, demo_args, deployed
 from tests.support.tenants import KeysFile
 
+SPARED = "spared"
+"""The model of the guarded service's pool that scales to nothing."""
 TENANTS: dict[str, dict[str, Any]] = {
     "acme": {"models": [CHAT_MODEL], "adapters": ["pirate"]},
     "globex": {"models": [CHAT_MODEL], "max_concurrent_requests": 1},
@@ -42,12 +44,17 @@ def collector() -> Iterator[Collector]:
 @pytest.fixture(scope="package")
 def guarded(keys_file: KeysFile, collector: Collector) -> Iterator[Service]:
     """A second service, by ``serve run``, with API keys, whose plans are of a second's grain and save any waiting."""
-    models = [model for model in demo_args()["models"] if model["id"] == CHAT_MODEL]
+    [chat] = (model for model in demo_args()["models"] if model["id"] == CHAT_MODEL)
+    models = [chat, chat | {"id": SPARED, "keep_awake_s": 1.0, "lora": None}]
     security = {"api_keys_file": str(keys_file.path)}
     # Without patience, for a wake takes less than the second that users are supposed not to mind.
-    autoscaling = {"bucket_s": 1, "horizon_s": 30, "patience_s": 0}
+    autoscaling = {"bucket_s": 1, "horizon_s": 30, "patience_s": 0, "downscale_s": 2}
+    # One that scales to nothing when nobody asks for its model.
+    pools = [{"name": "spare", "models": [SPARED], "min_replicas": 0, "max_replicas": 1}, {"name": "default"}]
     # Of requests alone whose clients want them traced.
     tracing = {"endpoint": collector.endpoint, "sample": 0}
-    args = {"models": models, "security": security, "autoscaling": autoscaling, "tracing": tracing}
+    args = {
+        "models": models, "pools": pools, "security": security, "autoscaling": autoscaling, "tracing": tracing
+    }  # fmt: skip
     with deployed(args, with_run=True) as running:
         yield running

@@ -18,6 +18,7 @@ import httpx
 import psutil
 import yaml
 
+from app.config import parse_config
 from app.launch import RAY_SETTINGS
 
 ROOT = Path(__file__).parents[2]
@@ -177,6 +178,7 @@ def deployed(args: dict[str, Any], *, with_run: bool = False, **environment: str
 
     With ``serve deploy``, or ``serve run`` where ``with_run`` says so.
     """
+    parse_config(args)  # at once, where the service would take its time to say so
     port = free_port()
     surroundings = clean_environment(**environment)
     # The directory outlives the service, which writes to it until it ends.
