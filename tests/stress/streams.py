@@ -120,7 +120,7 @@ class Stress:
         self._plan = plan
         self._victims = victims
         self._random = random.Random(plan.seed)  # noqa: S311
-        self._counts = Counts()
+        self.counts = Counts()
         self._expected: dict[tuple[str, int], Outcome] = {}
         self._gateway_kills = 0
         self._is_gateway_down = False
@@ -151,8 +151,8 @@ class Stress:
             await self._look_for_leftovers(http)
             for task in counting:
                 task.cancel()
-        self._counts.seconds = time.monotonic() - begin_s
-        return self._counts
+        self.counts.seconds = time.monotonic() - begin_s
+        return self.counts
 
     def _check_undisturbed(self) -> None:
         """Raise AssertionError if what is expected isn't what was asked for."""
@@ -184,17 +184,17 @@ class Stress:
                     async with asyncio.timeout(STREAM_TIMEOUT_S):
                         outcome = await self._ask(http, *request)
                 except TimeoutError:
-                    self._counts.hung += 1
-                    self._counts.faults.append(f"{request}: no end within {STREAM_TIMEOUT_S:.0f} s")
+                    self.counts.hung += 1
+                    self.counts.faults.append(f"{request}: no end within {STREAM_TIMEOUT_S:.0f} s")
                     return
                 except (httpx.HTTPError, json.JSONDecodeError) as error:
                     outcome = Outcome(error=repr(error))
                 is_broken = is_gateway_down or gateway_kills != self._gateway_kills
                 if outcome != self._expected[request] and is_broken:
-                    self._counts.broken_with_their_gateway += 1
+                    self.counts.broken_with_their_gateway += 1
                     await self._settled(http)
                     continue
-                self._counts.compare(str(request), outcome, self._expected[request])
+                self.counts.compare(str(request), outcome, self._expected[request])
                 return
 
     async def _kill_all(self, http: httpx.AsyncClient) -> None:
@@ -209,7 +209,7 @@ class Stress:
                 continue
             process = await self._somebody(victim)
             if process is None:
-                self._counts.faults.append(f"there was no {victim} to kill within {SETTLE_S:.0f} s")
+                self.counts.faults.append(f"there was no {victim} to kill within {SETTLE_S:.0f} s")
                 continue
             if victim == "gateway":
                 self._gateway_kills += 1
@@ -217,7 +217,7 @@ class Stress:
             process.kill()
             for asked in self._under_way:
                 asked.waiting = set(range(asked.choices))
-            self._counts.kills[victim] += 1
+            self.counts.kills[victim] += 1
             await self._settled(http)
             self._is_gateway_down = False
 
@@ -228,11 +228,11 @@ class Stress:
             deadline_s = time.monotonic() + SCALE_S
             while len(self._workers(AWAKE_AFTER_S)) != replicas:
                 if time.monotonic() > deadline_s:
-                    self._counts.faults.append(f"there were no {replicas} engines within {SCALE_S:.0f} s")
+                    self.counts.faults.append(f"there were no {replicas} engines within {SCALE_S:.0f} s")
                     return
                 await asyncio.sleep(0.5)
             await self._settled(http)
-        self._counts.scale_downs += 1
+        self.counts.scale_downs += 1
 
     async def _busy(self) -> None:
         while not self._under_way:
@@ -274,8 +274,8 @@ class Stress:
             await asyncio.sleep(0.1)
 
     async def _migrate_all(self, http: httpx.AsyncClient) -> None:
-        while self._counts.moves_done < self._plan.migrations:
-            if self._counts.moves_asked_for >= self._plan.migrations * MIGRATION_TRIES:
+        while self.counts.moves_done < self._plan.migrations:
+            if self.counts.moves_asked_for >= self._plan.migrations * MIGRATION_TRIES:
                 break
             await asyncio.sleep(self._random.uniform(0.5, 2.0))
             await self._busy()
@@ -286,7 +286,7 @@ class Stress:
                 answer = (await http.post("/admin/migrate", json={"model": CHAT_MODEL}, timeout=30)).json()
             except (httpx.HTTPError, json.JSONDecodeError):
                 continue
-            self._counts.moves_asked_for += answer.get("moving", 0)
+            self.counts.moves_asked_for += answer.get("moving", 0)
 
     async def _look_for_leftovers(self, http: httpx.AsyncClient) -> None:
         deadline_s = time.monotonic() + SETTLE_S
@@ -295,10 +295,10 @@ class Stress:
             if not left or time.monotonic() > deadline_s:
                 break
             await asyncio.sleep(0.5)
-        self._counts.left_behind = left
+        self.counts.left_behind = left
         await asyncio.sleep(METRICS_LAG_S)
         for name in ("ray_vllm_num_requests_running", "ray_vllm_num_requests_waiting"):
-            self._counts.left_in_metrics += int(sum((await self._metric(http, name)).values()))
+            self.counts.left_in_metrics += int(sum((await self._metric(http, name)).values()))
 
     async def _count_moves(self, http: httpx.AsyncClient) -> None:
         """Add up the gateways' counters: one that is killed takes along what it had counted since the last look."""
@@ -307,16 +307,16 @@ class Stress:
             with contextlib.suppress(httpx.HTTPError):
                 for labels, value in (await self._metric(http, "ray_flashserve_stream_moves_total")).items():
                     before = seen.get(labels, 0.0)
-                    self._counts.moves_done += int(value - before if value >= before else value)
+                    self.counts.moves_done += int(value - before if value >= before else value)
                     seen[labels] = value
             await asyncio.sleep(COUNT_PERIOD_S)
 
     async def _tell(self) -> None:
-        """A line a minute on what has happened, for it takes long."""
-        begin_s = time.monotonic()
+        """A line a minute on what has happened, for it takes long, and every fault at the next one."""
+        begin_s, faults_told = time.monotonic(), 0
         while True:
             await asyncio.sleep(TELL_PERIOD_S)
-            counts, plan = self._counts, self._plan
+            counts, plan = self.counts, self._plan
             told = {
                 "streams as undisturbed": (counts.equal, plan.streams),
                 "kills": (counts.kills.total(), plan.kills + plan.gateway_kills),
@@ -325,6 +325,9 @@ class Stress:
             }
             parts = [f"{done} of {wanted} {name}" for name, (done, wanted) in told.items()]
             print(f"{(time.monotonic() - begin_s) / 60:.0f} min:", ", ".join(parts), flush=True)
+            for fault in counts.faults[faults_told:]:
+                print(f"  {fault}", flush=True)
+            faults_told = len(counts.faults)
 
     async def _in_hand(self, http: httpx.AsyncClient) -> int:
         """Sequences that any replica still has, in its engine or waiting for it."""
@@ -369,9 +372,13 @@ def main() -> int:
     arguments = vars(parser.parse_args())
     replicas = arguments.pop("replicas")
     with deployed(stress_args(replicas)) as service:
-        counts = asyncio.run(Stress(service, Plan(**arguments)).run())
-    print_counts(counts, Console())
-    return 0 if counts.good() else 1
+        stress = Stress(service, Plan(**arguments))
+        try:
+            asyncio.run(stress.run())
+        finally:
+            # Also what was found until it was broken off.
+            print_counts(stress.counts, Console())
+    return 0 if stress.counts.good() else 1
 
 
 if __name__ == "__main__":
