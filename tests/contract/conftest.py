@@ -8,6 +8,8 @@ from deployments import lifecycle, residents
 from deployments.forked_engine import PoolAddress
 from tests.support.fake_pool import Pool, client_of
 from tests.support.pools import background_pool
+from tests.support.service import CHAT_MODEL, MODELS
+from tests.support.tiny_models import make_shallow
 
 
 @pytest.fixture(scope="session")
@@ -15,6 +17,12 @@ def pool_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PoolAddre
     """The one process pool of the session, so that engines start in seconds."""
     with background_pool(tmp_path_factory.mktemp("pool-logs")) as address:
         yield address
+
+
+@pytest.fixture(scope="session")
+def shallow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model like the demo's chat model with a fifth of its layers, for tests in which it need not say anything."""
+    return make_shallow(tmp_path_factory.mktemp("shallow"), MODELS / CHAT_MODEL)
 
 
 @pytest.fixture

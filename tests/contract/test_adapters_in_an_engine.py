@@ -4,6 +4,7 @@ import asyncio
 import json
 import shutil
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,15 +24,16 @@ from tests.support.adapters import random_tensors, safetensors, write_adapter
 from tests.support.feeds import generate_request
 from tests.support.service import ADAPTERS, CHAT_MODEL, MODELS
 from tests.support.snapshots import describe
+from tests.support.tiny_models import SHALLOW_LAYERS
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-MAX_LORAS, MAX_CPU_LORAS, RANK = 2, 8, 16
+MAX_LORAS, MAX_CPU_LORAS, RANK = 2, 4, 64
 MIB = 1 << 20
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 SPEC = ModelSpec(
     CHAT_MODEL,
-    str(MODELS / CHAT_MODEL),
+    "",
     {
         "dtype": "float32", "enforce_eager": True, "max_model_len": 256, "kv_cache_memory_bytes": 64 << 20,
         "max_cpu_loras": MAX_CPU_LORAS,
@@ -40,7 +42,7 @@ SPEC = ModelSpec(
     max_loras=MAX_LORAS,
     max_lora_rank=RANK,
 )  # fmt: skip
-BASE = json.loads((MODELS / CHAT_MODEL / "config.json").read_text())
+BASE = json.loads((MODELS / CHAT_MODEL / "config.json").read_text()) | {"num_hidden_layers": SHALLOW_LAYERS}
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +52,24 @@ def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def engine(pool_address: PoolAddress, snapshot: Path) -> AsyncIterator[VllmEngine]:
-    made = VllmEngine(with_loader(SPEC, build=snapshot), pool_address)
+async def engine(pool_address: PoolAddress, snapshot: Path, shallow: Path) -> AsyncIterator[VllmEngine]:
+    spec = replace(SPEC, path=str(shallow))
+    made = VllmEngine(with_loader(spec, build=snapshot), pool_address)
     await made.start()
-    describe(SPEC, snapshot)
+    describe(spec, snapshot)
     yield made
     assert made.unfinished() == 0
     await made.stop()
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory, shallow: Path) -> tuple[Path, Path]:
+    """Where two adapters come from that answer differently, and not as the model."""
+    root = tmp_path_factory.mktemp("sources")
+    one, other = (
+        write_adapter(root / f"{seed}", random_tensors(shallow, seed, 8, spread=0.1), rank=8) for seed in (1, 2)
+    )
+    return one, other
 
 
 @pytest.fixture
@@ -73,7 +86,7 @@ def taken(files: AdapterFiles, source: Path, name: str) -> AdapterSpec:
 
 
 def ask(name: str, adapter: AdapterSpec | None, **sampling: object) -> GenerateRequest:
-    tokenizer = AutoTokenizer.from_pretrained(SPEC.path)
+    tokenizer = AutoTokenizer.from_pretrained(MODELS / CHAT_MODEL)
     prompt = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, return_dict=False)
     request = generate_request(TokenStreams(), name, **({"max_tokens": 12} | sampling))  # type: ignore[arg-type]
     return request | {"prompt_token_ids": list(prompt), "adapter": None if adapter is None else ref_of(adapter)}  # type: ignore[return-value]
@@ -91,11 +104,13 @@ async def left_with(engine: VllmEngine, *adapters: AdapterSpec) -> None:
     assert await engine.adapters() == sorted(engine_name(ref_of(adapter)) for adapter in adapters)
 
 
-async def test_it_answers_as_the_one_that_is_used_where_it_is(engine: VllmEngine, files: AdapterFiles) -> None:
-    adapters = {name: taken(files, ADAPTERS / name, f"{name}-registered") for name in ("pirate", "json")}
+async def test_it_answers_as_the_one_that_is_used_where_it_is(
+    engine: VllmEngine, files: AdapterFiles, sources: tuple[Path, Path]
+) -> None:
     base = await answer(engine, None)
-    for name, adapter in adapters.items():
-        as_configured = AdapterSpec(name, str(ADAPTERS / name), adapter.digest)
+    for source in sources:
+        adapter = taken(files, source, f"{source.name}-registered")
+        as_configured = AdapterSpec(source.name, str(source), adapter.digest)
         answers = await asyncio.gather(
             answer(engine, adapter, "r"), answer(engine, as_configured, "c"), answer(engine, None, "b")
         )
@@ -105,10 +120,10 @@ async def test_it_answers_as_the_one_that_is_used_where_it_is(engine: VllmEngine
 
 
 async def test_the_base_model_stays_itself_beside_as_many_adapters_as_there_are_slots(
-    engine: VllmEngine, files: AdapterFiles
+    engine: VllmEngine, files: AdapterFiles, sources: tuple[Path, Path]
 ) -> None:
     """vLLM's CPU kernels would give its rows the adapter of the last slot."""
-    adapters = [taken(files, ADAPTERS / name, f"slot-{name}") for name in ("pirate", "json")]
+    adapters = [taken(files, source, f"slot-{source.name}") for source in sources]
     assert len(adapters) == MAX_LORAS
     alone = [await answer(engine, adapter) for adapter in (None, *adapters)]
     asked = (adapters[0], None, adapters[1], None)
@@ -119,8 +134,10 @@ async def test_the_base_model_stays_itself_beside_as_many_adapters_as_there_are_
     await left_with(engine)
 
 
-async def test_a_new_version_takes_over_without_the_olds_cache(engine: VllmEngine, files: AdapterFiles) -> None:
-    old, new = taken(files, ADAPTERS / "pirate", "same"), taken(files, ADAPTERS / "json", "same")
+async def test_a_new_version_takes_over_without_the_olds_cache(
+    engine: VllmEngine, files: AdapterFiles, sources: tuple[Path, Path]
+) -> None:
+    old, new = (taken(files, source, "same") for source in sources)
     alone = {adapter.digest: await answer(engine, adapter) for adapter in (old, new)}
     engine.keep_adapters([old, new])
     await left_with(engine, old)
@@ -142,16 +159,19 @@ async def test_a_new_version_takes_over_without_the_olds_cache(engine: VllmEngin
     await left_with(engine)
 
 
-def write_large(path: Path, seed: int) -> Path:
-    """Rank 16 on all linear layers: 18.6 MiB in float32."""
-    return write_adapter(path, random_tensors(MODELS / CHAT_MODEL, seed, RANK), rank=RANK, lora_alpha=16)
+def write_large(path: Path, model: Path, seed: int) -> Path:
+    """As large as the engine takes: 15 MiB in float32."""
+    return write_adapter(path, random_tensors(model, seed, RANK), rank=RANK, lora_alpha=16)
 
 
-async def test_memory_goes_back_with_them(engine: VllmEngine, files: AdapterFiles, tmp_path: Path) -> None:
-    sources = [
-        await asyncio.to_thread(write_large, tmp_path / f"large{index}", index) for index in range(MAX_CPU_LORAS)
+async def test_memory_goes_back_with_them(
+    engine: VllmEngine, files: AdapterFiles, shallow: Path, tmp_path: Path
+) -> None:
+    large = [
+        await asyncio.to_thread(write_large, tmp_path / f"large{index}", shallow, index)
+        for index in range(MAX_CPU_LORAS)
     ]
-    adapters = [taken(files, source, f"large{index}") for index, source in enumerate(sources)]
+    adapters = [taken(files, source, source.name) for source in large]
     # What an engine takes only once, for its first ones.
     for adapter in adapters[:MAX_LORAS]:
         await answer(engine, adapter)
@@ -165,7 +185,7 @@ async def test_memory_goes_back_with_them(engine: VllmEngine, files: AdapterFile
     await left_with(engine, *adapters)
     await left_with(engine)
     after = await engine.memory_bytes()
-    one = (sources[0] / "adapter_model.safetensors").stat().st_size
+    one = (large[0] / "adapter_model.safetensors").stat().st_size
     grown, stay = loaded - before, after - before
     print(f"{grown / MIB:.1f} MiB for {MAX_CPU_LORAS} of {one / MIB:.1f} each, {stay / MIB:.1f} stay")
     assert grown > 0.9 * MAX_CPU_LORAS * one
@@ -193,9 +213,9 @@ async def test_one_that_does_not_fit_ends_no_engine(engine: VllmEngine, tmp_path
 
 
 async def test_asleep_it_waits_and_is_gone_when_it_wakes(
-    engine: VllmEngine, files: AdapterFiles, snapshot: Path
+    engine: VllmEngine, files: AdapterFiles, sources: tuple[Path, Path], snapshot: Path
 ) -> None:
-    adapter = taken(files, ADAPTERS / "pirate", "sleeper")
+    adapter = taken(files, sources[0], "sleeper")
     engine.keep_adapters([adapter])
     before = await answer(engine, adapter)
     await engine.sleep()

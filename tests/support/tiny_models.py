@@ -1,6 +1,7 @@
-"""Tiny models with random weights, one for each way of holding them: tied, experts, quantized."""
+"""Tiny models with random weights, one for each way of holding them: tied, experts, quantized; and one cut off."""
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ SIZES = {
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "bos_token_id": 1,
     "eos_token_id": 2, "torch_dtype": "float32", "initializer_range": 0.2,
 }  # fmt: skip
+SHALLOW_LAYERS = 6
 # As llm-compressor writes it for 8-bit weights by channel and activations by token.
 _INT8 = {
     "quant_method": "compressed-tensors",
@@ -59,3 +61,18 @@ def make_int8(directory: Path) -> Path:
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps(config | {"quantization_config": _INT8}))
     return directory
+
+
+def make_shallow(directory: Path, source: Path) -> Path:
+    """The first layers of a model: its tensors' real shapes at a fraction of its time, and nothing sensible to say."""
+    shutil.copytree(source, directory, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = json.loads((source / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"num_hidden_layers": SHALLOW_LAYERS}))
+    tensors = load_file(source / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if _layer(name) < SHALLOW_LAYERS}
+    save_file(kept, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
+
+
+def _layer(name: str) -> int:
+    return int(name.removeprefix("model.layers.").split(".")[0]) if name.startswith("model.layers.") else -1
