@@ -19,8 +19,8 @@ for name in ("COLUMNS", "LINES"):
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # The second service comes when the first has had most of its tests: idle ones take processors too.
-    items.sort(key=lambda item: (item.get_closest_marker("timed") is not None, "guarded" in _fixtures(item)))
+    # The second service comes when the first has had its tests, and ends it.
+    items.sort(key=lambda item: ("guarded" in _fixtures(item), item.get_closest_marker("timed") is not None))
 
 
 def _fixtures(item: pytest.Item) -> list[str]:

@@ -20,7 +20,6 @@ from storage.peer_folder import PeerPolicy
 from storage.snapshot import verify
 from storage.store import StoreConfig
 from tests.support import faulty_store
-from tests.support.service import free_port
 from tests.support.waiting import until
 
 APPLICATION = "peers-test"
@@ -47,7 +46,7 @@ def nodes() -> Iterator[list[str]]:
             patch.setenv(name, "any")
         patch.setenv("RAY_AUTH_MODE", "disabled")
         small = {"num_cpus": 1, "object_store_memory": 100 << 20}
-        made = Cluster(initialize_head=True, head_node_args=small | {"dashboard_port": free_port()})
+        made = Cluster(initialize_head=True, head_node_args=small | {"include_dashboard": False})
         for _ in range(JOINERS - 1):
             made.add_node(wait=False, **small)
         made.wait_for_nodes()

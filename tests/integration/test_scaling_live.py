@@ -13,7 +13,6 @@ from app.builder import scaling_of
 from app.config import PoolConfig
 from autoscaler.actor import NAMESPACE, forecaster_name
 from autoscaler.config import AutoscalingConfig
-from tests.support.service import free_port
 from tests.support.waiting import until
 
 APPLICATION = "scaling-test"
@@ -51,7 +50,7 @@ def cluster() -> Iterator[Cluster]:
     patch.setenv("RAY_AUTH_MODE", "disabled")
     # How often Serve hears of load; its own default is ten seconds.
     patch.setenv("RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "0.5")
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "dashboard_port": free_port()})
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
     ray.init(address=made.address, namespace=NAMESPACE, log_to_driver=False)
     yield made
     serve.shutdown()
