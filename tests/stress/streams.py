@@ -18,7 +18,7 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ MIGRATION_TRIES = 10
 SETTLE_S = 60.0
 SCALE_S = 120.0
 SCALE_DOWN = "scale down"
-COUNT_PERIOD_S = 2.0
+COUNT_PERIOD_S = 5.0
 # About as long as an engine takes to start.
 AWAKE_AFTER_S = 4.0
 # Ray collects metrics this often.
@@ -97,6 +97,8 @@ class Plan:
     migrations: int
     gateway_kills: int = 0
     scale_downs: int = 0
+    # Of the pool, undisturbed.
+    replicas: int = 1
     at_once: int = 10
     max_tokens: int = 80
     seed: int = 0
@@ -125,13 +127,14 @@ class Stress:
         self._gateway_kills = 0
         self._is_gateway_down = False
         self._under_way: list[Asked] = []
-        self._engines = len(service.processes("VLLM::Worker"))
         self._began = asyncio.Event()
 
     async def run(self) -> Counts:
         begin_s = time.monotonic()
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         async with httpx.AsyncClient(base_url=self._service.url, timeout=STREAM_TIMEOUT_S, limits=limits) as http:
+            # The service answers once the first of them does.
+            await self._until(lambda engines: engines >= self._plan.replicas)
             requests = [(kind, seed) for seed in range(SEEDS) for kind in CONVERSATIONS][: self._plan.streams]
             outcomes = await asyncio.gather(*(self._ask(http, *request) for request in requests))
             self._expected = dict(zip(requests, outcomes, strict=True))
@@ -223,16 +226,22 @@ class Stress:
 
     async def _scale_down(self, http: httpx.AsyncClient) -> None:
         """Deploy with one replica less, and with as many as before: the gateway is replaced, too."""
-        for replicas in (self._engines - 1, self._engines):
+        for replicas in (self._plan.replicas - 1, self._plan.replicas):
             await asyncio.to_thread(self._service.deploy, stress_args(replicas))
-            deadline_s = time.monotonic() + SCALE_S
-            while len(self._workers(AWAKE_AFTER_S)) != replicas:
-                if time.monotonic() > deadline_s:
-                    self.counts.faults.append(f"there were no {replicas} engines within {SCALE_S:.0f} s")
-                    return
-                await asyncio.sleep(0.5)
+            if not await self._until(replicas.__eq__):
+                self.counts.faults.append(f"there were no {replicas} engines within {SCALE_S:.0f} s")
+                return
             await self._settled(http)
         self.counts.scale_downs += 1
+
+    async def _until(self, are_right: Callable[[int], bool]) -> bool:
+        """Wait for a number of engines; return whether it came to be."""
+        deadline_s = time.monotonic() + SCALE_S
+        while not are_right(len(self._workers(AWAKE_AFTER_S))):
+            if time.monotonic() > deadline_s:
+                return False
+            await asyncio.sleep(0.5)
+        return True
 
     async def _busy(self) -> None:
         while not self._under_way:
@@ -279,7 +288,7 @@ class Stress:
                 break
             await asyncio.sleep(self._random.uniform(0.5, 2.0))
             await self._busy()
-            if len(self._workers(AWAKE_AFTER_S)) < self._engines:
+            if len(self._workers(AWAKE_AFTER_S)) < self._plan.replicas:
                 # There is nowhere to move to for now.
                 continue
             try:
@@ -370,8 +379,7 @@ def main() -> int:
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)
     arguments = vars(parser.parse_args())
-    replicas = arguments.pop("replicas")
-    with deployed(stress_args(replicas)) as service:
+    with deployed(stress_args(arguments["replicas"])) as service:
         stress = Stress(service, Plan(**arguments))
         try:
             asyncio.run(stress.run())
