@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 
+from autoscaler.adapter_shares import AdapterShares
 from autoscaler.ahead import Ahead
 from autoscaler.config import AutoscalingConfig
 from autoscaler.errors import ReportError
@@ -64,6 +66,7 @@ class _Model:
     hosted: Hosted
     spans: dict[int, _Span] = field(default_factory=dict)
     told: dict[str, Any] = field(default_factory=dict)
+    adapters: AdapterShares = field(default_factory=AdapterShares)
 
 
 @dataclass
@@ -112,8 +115,11 @@ class Planner:
         """Take what was counted; adapters count for their models."""
         merged: dict[tuple[float, str], int] = {}
         for count in counts:
-            key = (count.at_s, count.series.split(":", 1)[0])
+            model_id, _, adapter = count.series.partition(":")
+            key = (count.at_s, model_id)
             merged[key] = merged.get(key, 0) + count.requests
+            if model_id in self._models:
+                self._models[model_id].adapters.came(adapter or None, count.at_s, count.requests)
         for (at_s, model_id), requests in sorted(merged.items()):
             if model_id in self._models:
                 self._models[model_id].learner.came(at_s, requests)
@@ -265,18 +271,17 @@ class Planner:
         return model.spans[level]
 
     def _order(self, place: Place, model_id: str, level: int, span: _Span | None, now_s: float) -> None:
-        learner = self._models[model_id].learner
+        learner, adapters = self._models[model_id].learner, self._models[model_id].adapters.largest()
         _, hazard = learner.ahead.outlook(level, now_s)
         age_s = now_s - learner.quiet_since_s(level)
         expected_per_s = float(hazard[bin_of(age_s)]) if math.isfinite(age_s) else 0.0
         if span is None:
-            order = Order(expected_per_s, 0.0, 0.0, "not expected soon")
+            order = Order(expected_per_s, 0.0, 0.0, "not expected soon", adapters)
         else:
             begins_s, ends_s = span.from_s - span.quiet_since_s, span.until_s - span.quiet_since_s
             reason = f"quiet for {age_s:.0f} s, worth being awake from {begins_s:.0f} to {ends_s:.0f} s"
-            order = Order(
-                expected_per_s, max(0.0, span.from_s - now_s), max(0.0, span.until_s - max(now_s, span.from_s)), reason
-            )
+            in_s, for_s = max(0.0, span.from_s - now_s), max(0.0, span.until_s - max(now_s, span.from_s))
+            order = Order(expected_per_s, in_s, for_s, reason, adapters)
         self._replicas[place.replica_id].orders[model_id] = (order, now_s)
 
     def _fit(self, heard: _Heard) -> None:
@@ -298,7 +303,7 @@ class Planner:
         for wish in chosen.passed_over:
             reason = "others save more waiting in the room there is"
             order, made_s = heard.orders[wish.name]
-            heard.orders[wish.name] = (Order(order.expected_per_s, 0.0, 0.0, reason), made_s)
+            heard.orders[wish.name] = (replace(order, in_s=0.0, for_s=0.0, reason=reason), made_s)
             self._models[wish.name].told["reason"] = reason
 
     def _need(self, pool: str, engines: Floats) -> dict[str, Any]:
@@ -360,7 +365,7 @@ class Planner:
 def _relative(order: Order, made_s: float, now_s: float) -> Order:
     passed_s = max(0.0, now_s - made_s)
     in_s = order.in_s - passed_s
-    return Order(order.expected_per_s, max(0.0, in_s), max(0.0, order.for_s + min(0.0, in_s)), order.reason)
+    return replace(order, in_s=max(0.0, in_s), for_s=max(0.0, order.for_s + min(0.0, in_s)))
 
 
 def _measured(engine: EngineReport) -> tuple[float, float]:

@@ -66,13 +66,15 @@ class Order(msgspec.Struct, frozen=True):
     """What a replica is told of one model, relative to the moment at which it hears it.
 
     ``expected_per_s`` is the chance of being asked for in the next second; it should be awake from ``in_s`` for
-    ``for_s``, which is zero if it need not be.
+    ``for_s``, which is zero if it need not be. ``adapters`` are the shares that its adapters have of its requests, by
+    qualified name; those asked for most.
     """
 
     expected_per_s: float
     in_s: float
     for_s: float
     reason: str
+    adapters: dict[str, float] = {}
 
 
 def read_report(body: Any) -> ReplicaReport:

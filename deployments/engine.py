@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 from deployments.adapters import AdapterPlaces
-from deployments.types import AdapterSpec, Embedding, EmbedRequest, GenerateRequest, StartReport
+from deployments.types import AdapterRef, AdapterSpec, Embedding, EmbedRequest, GenerateRequest, StartReport
 from deployments.wire import TokenDelta
 
 
@@ -68,6 +68,16 @@ class Engine(Protocol):
 
     async def adapter_places(self) -> AdapterPlaces:
         """Return where its adapters are now. Raises EngineDiedError."""
+        ...
+
+    async def preload_adapter(self, adapter: AdapterRef) -> None:
+        """Have an adapter in memory ahead of requests for it, and count it as used now.
+
+        Raises:
+            RequestRejectedError: the engine can't use it.
+            EngineUnavailableError: it sleeps.
+            EngineDiedError: the engine ended.
+        """
         ...
 
     async def sleep(self) -> None:

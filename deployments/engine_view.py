@@ -1,8 +1,8 @@
 """An engine as the residency decision sees it: plain data, and what follows from it alone."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 State = Literal["cold", "starting", "awake", "sleeping", "asleep", "waking", "stopping", "failed"]
@@ -13,13 +13,15 @@ class Expectation:
     """What a plan says of a model that nobody has asked anything else of; times are the replica's own.
 
     ``expected_per_s`` is the chance of being asked for in the next second; it should be awake from ``from_s`` until
-    ``until_s``, which are the same if it need not be.
+    ``until_s``, which are the same if it need not be. ``adapters`` are the shares that its adapters have of its
+    requests, by qualified name; those asked for most.
     """
 
     expected_per_s: float
     from_s: float
     until_s: float
     reason: str
+    adapters: Mapping[str, float] = field(default_factory=dict)
 
     def is_due(self, now_s: float) -> bool:
         """Tell whether it should be awake now."""

@@ -123,6 +123,12 @@ class FakeEngine:
         """See ``Engine.adapter_places``."""
         return AdapterPlaces(host=self.loaded.digests(self._in_memory))
 
+    async def preload_adapter(self, adapter: AdapterRef) -> None:
+        """See ``Engine.preload_adapter``."""
+        self._check_awake()
+        async with self._using(adapter):
+            pass
+
     def _using(self, adapter: AdapterRef | None) -> AbstractAsyncContextManager[object]:
         return nullcontext() if adapter is None else self.loaded.use(adapter)
 

@@ -15,7 +15,15 @@ from deployments.adapters import AdapterPlaces
 from deployments.engine import Engine
 from deployments.errors import EngineBusyError, EngineDiedError, EngineStartError, SleepUnsupportedError, WakeError
 from deployments.start_times import StartTimes, one_after_the_other
-from deployments.types import NOT_STARTED, AdapterSpec, EngineDescription, EngineState, StartEvent, StartReport
+from deployments.types import (
+    NOT_STARTED,
+    AdapterRef,
+    AdapterSpec,
+    EngineDescription,
+    EngineState,
+    StartEvent,
+    StartReport,
+)
 
 # Failed starts, or early deaths, until a model is given up for a while.
 MAX_FAILURES = 3
@@ -218,6 +226,12 @@ class EngineLifecycle:
         if self._engine is None or self.state != "awake":
             return AdapterPlaces()
         return await self._engine.adapter_places()
+
+    async def preload_adapter(self, adapter: AdapterRef) -> None:
+        """See ``Engine.preload_adapter``."""
+        if self._engine is None:
+            raise EngineDiedError(self.model_id)
+        await self._engine.preload_adapter(adapter)
 
     def describe(self, requests: int, waiting: int) -> EngineDescription:
         """Return the state for status pages and gateways."""

@@ -116,10 +116,11 @@ class PlanFollower:
 def read_order(order: dict[str, Any], now_s: float) -> Expectation:
     """Check an order and put it on this process's clock. Raises KeyError, TypeError or ValueError."""
     numbers = [float(order[key]) for key in ("expected_per_s", "in_s", "for_s")]
-    if not all(math.isfinite(number) and number >= 0 for number in numbers):
+    adapters = {str(name): float(share) for name, share in order.get("adapters", {}).items()}
+    if not all(math.isfinite(number) and number >= 0 for number in (*numbers, *adapters.values())):
         raise ValueError(f"an order of {order!r}")
     expected_per_s, in_s, for_s = numbers
-    return Expectation(expected_per_s, now_s + in_s, now_s + in_s + for_s, str(order["reason"]))
+    return Expectation(expected_per_s, now_s + in_s, now_s + in_s + for_s, str(order["reason"]), adapters)
 
 
 def _engine(view: EngineView, waiting: int, served: tuple[int, float]) -> dict[str, Any]:

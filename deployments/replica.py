@@ -13,6 +13,7 @@ import ray
 from ray import serve
 
 from deployments.adapter_leases import AdapterLeases
+from deployments.adapter_preload import AdapterPreloader
 from deployments.engine import Engine
 from deployments.errors import EngineDiedError, EngineUnavailableError, FeedError, ReplicaLeavingError
 from deployments.event_log import log_with
@@ -317,10 +318,13 @@ class ServedEngineReplica(EngineReplica):
             self.follow(f"{forecaster}:{application}", pool, replica_id)
         self._rates = RatesTeller(self._residents.snapshot_rates, lambda rates: node.expect(replica_id, rates))
         self._rates.run()
+        self._preloader = AdapterPreloader(self._residents, self._leases)
+        self._preloader.run()
 
     async def close(self) -> None:
         """See ``EngineReplica.close``."""
         self._rates.close()
+        self._preloader.close()
         await super().close()
 
     async def __del__(self) -> None:

@@ -225,6 +225,16 @@ class Residents:
         """Return the engines of models that take adapters."""
         return {name: resident.life for name, resident in self._residents.items() if resident.spec.lora_enabled}
 
+    def idle(self) -> list[tuple[Resident, Expectation]]:
+        """Return what is awake with nothing in hand, with what the plan says of it, where it says something."""
+        return [
+            (resident, self._expected[model_id])
+            for model_id, resident in self._residents.items()
+            if model_id in self._expected
+            and resident.life.state == "awake"
+            and not (resident.running or resident.waiting or resident.is_leaving)
+        ]
+
     def views(self) -> list[EngineView]:
         """Return each model's engine as the residency decision sees it."""
         now_s = time.monotonic()

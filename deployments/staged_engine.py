@@ -34,6 +34,7 @@ from deployments.start_metrics import StartMetrics
 from deployments.start_times import one_after_the_other
 from deployments.types import (
     NOT_STARTED,
+    AdapterRef,
     AdapterSpec,
     Embedding,
     EmbedRequest,
@@ -289,6 +290,10 @@ class StagedEngine:
     async def adapter_places(self) -> AdapterPlaces:
         """See ``Engine.adapter_places``."""
         return await self._running().adapter_places()
+
+    async def preload_adapter(self, adapter: AdapterRef) -> None:
+        """See ``Engine.preload_adapter``."""
+        await self._running().preload_adapter(adapter)
 
     async def memory_bytes(self) -> int:
         """See ``Engine.memory_bytes``."""

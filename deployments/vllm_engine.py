@@ -349,6 +349,12 @@ class VllmEngine:
         times = self._load_times
         return AdapterPlaces(self._in_slots, self._in_host, self._known_digests & dram, times.dram_s, times.elsewhere_s)
 
+    async def preload_adapter(self, adapter: AdapterRef) -> None:
+        """See ``Engine.preload_adapter``."""
+        async with self._one_request(None), self._adapters.use(adapter) as found:
+            # Again if that has just loaded it: vLLM may have let go one that was loaded before, and takes it for used.
+            await self._added(_lora_request(found))
+
     async def _load_adapter(self, adapter: EngineAdapter) -> None:
         """Have it loaded before a batch needs it: there, what can't be loaded would end the engine.
 
@@ -359,15 +365,18 @@ class VllmEngine:
         digest = Path(adapter.directory).name
         from_dram = self._dram is not None and await asyncio.to_thread(self._dram.holds, digest)
         begin_s = time.monotonic()
+        await self._added(_lora_request(adapter))
+        self._load_times.measured(time.monotonic() - begin_s, from_dram=from_dram)
+
+    async def _added(self, adapter: LoRARequest) -> None:
         try:
-            await self._running().add_lora(_lora_request(adapter))
-            self._load_times.measured(time.monotonic() - begin_s, from_dram=from_dram)
+            await self._running().add_lora(adapter)
         except EngineDeadError as error:
             raise EngineDiedError(self._spec.id) from error
         # What a worker raises arrives as a plain Exception that quotes it, paths and all.
         except Exception as error:
-            logger.exception("adapter %s of %s can't be loaded", adapter.name, self._spec.id)
-            await self._running().remove_lora(adapter.int_id)
+            logger.exception("adapter %s of %s can't be loaded", adapter.lora_name, self._spec.id)
+            await self._running().remove_lora(adapter.lora_int_id)
             raise RequestRejectedError("The adapter does not fit the model.", "model") from error
 
     async def _unload_adapter(self, adapter: EngineAdapter) -> None:

@@ -134,6 +134,12 @@ async def test_where_they_are_is_told(engines: Engines, adapters: list[AdapterRe
     assert places.dram >= set(digests[:4])
     await answer(engines.packing, adapters[0])
     assert (await engines.packing.adapter_places()).slots == {digests[0], digests[3]}
+    # Ahead of requests: one that vLLM has let go since, and one that is there and is now the last to go.
+    for adapter in (adapters[1], adapters[3]):
+        await engines.packing.preload_adapter(adapter)
+    places = await engines.packing.adapter_places()
+    assert places.slots == {digests[1], digests[3]}
+    assert places.host == {digests[0], digests[1], digests[3]}
     engines.packing.keep_adapters([])
     await engines.packing._adapters.settled()
     assert (await engines.packing.adapter_places()).host == set()

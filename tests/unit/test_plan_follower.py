@@ -186,6 +186,8 @@ async def test_after_an_answer_that_did_not_come_it_tells_everything(
         "soon", {}, {"m": None}, {"m": {}}, {"m": {"expected_per_s": math.nan, "in_s": 0, "for_s": 0, "reason": ""}},
         {"m": {"expected_per_s": 0, "in_s": -1, "for_s": 0, "reason": ""}},
         {"m": {"expected_per_s": 0, "in_s": 0, "for_s": math.inf, "reason": ""}},
+        {"m": {"expected_per_s": 0, "in_s": 0, "for_s": 0, "reason": "", "adapters": {"a": math.nan}}},
+        {"m": {"expected_per_s": 0, "in_s": 0, "for_s": 0, "reason": "", "adapters": "all"}},
     ],
 )  # fmt: skip
 async def test_nonsense_changes_nothing(setup: Setup, nonsense: Any) -> None:
@@ -270,3 +272,5 @@ async def test_who_ends_says_so(setup: Setup, monkeypatch: pytest.MonkeyPatch, *
 def test_an_order_is_put_on_this_processs_clock() -> None:
     order = read_order({"expected_per_s": 0.5, "in_s": 2, "for_s": 3, "reason": "r"}, 100.0)
     assert order == Expectation(0.5, 102.0, 105.0, "r")
+    told = {"expected_per_s": 0.5, "in_s": 2, "for_s": 3, "reason": "r", "adapters": {"acme/one": 0.5}}
+    assert read_order(told, 100.0).adapters == {"acme/one": 0.5}

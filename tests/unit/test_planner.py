@@ -87,6 +87,14 @@ def test_adapters_count_for_their_models(setup: Setup) -> None:
     assert setup.order(PERIOD_S - 2.0).for_s > 0
 
 
+def test_a_replica_is_told_which_adapters_are_asked_for(setup: Setup) -> None:
+    setup.bursts(6, "m:acme/one")
+    setup.bursts(2)
+    assert setup.order(1.0).adapters == pytest.approx({"acme/one": 0.75}, abs=0.05)
+    later = setup.planner.hear(setup.report(), setup.now_s + 2.0)["m"]
+    assert later.adapters == setup.order(2.0).adapters
+
+
 def test_nobody_knows_a_model_that_was_never_asked_for(setup: Setup) -> None:
     order = setup.order(0.0)
     assert (order.expected_per_s, order.for_s) == (0.0, 0.0)
