@@ -48,6 +48,7 @@ CHART_BUCKETS = 96
 JUDGED_AGAIN = 24
 """Coarse buckets by which forecasters are judged at once after a restart."""
 READ_TOGETHER = 200
+ADAPTERS_RESTORED_S, ADAPTERS_BUCKET_S = 3 * 3600.0, 600
 RESTORED_FROM = ((60, 14 * DAY_S, DAY_S), (10, DAY_S, 3600.0), (1, 3600.0, 0.0))
 """Resolution in seconds, from how long ago to how long ago: where gaps are learnt from after a restart."""
 
@@ -110,6 +111,8 @@ class ForecasterActor:
         self._planner.serves({model: Hosted(*each) for model, each in models.items()})
         for model, seconds in busy.items():
             self._planner.restore(model, seconds)
+        if new:
+            await self._guarded("what was learnt of adapters", lambda: self._remember_adapters(new))
 
     async def push(self, source: str, number: int, counts: list[Any], since_s: float, now_s: float) -> None:
         """Take counts: rows of (series, at_s, requests, tokens); see ``Push``. Raises ReportError."""
@@ -267,6 +270,19 @@ class ForecasterActor:
                 for row, bucket in zip(*(past.counts > 0).nonzero(), strict=True):
                     at_s, requests = first_s + int(bucket) * past.step_s, int(past.counts[row, bucket])
                     busy.setdefault(some[row], []).append((at_s, requests))
+
+    async def _remember_adapters(self, models: list[str]) -> None:
+        """Tell the planner what shares the models' adapters had lately."""
+
+        def read() -> tuple[list[str], Past]:
+            series = models + self._intake.adapters_of(models)
+            now_s = time.time()
+            return series, self._intake.read(series, ADAPTERS_BUCKET_S, now_s - ADAPTERS_RESTORED_S, now_s)
+
+        series, past = await self._on_thread(read)
+        first_s = past.end_s - past.buckets * past.step_s
+        for row, bucket in zip(*(past.counts > 0).nonzero(), strict=True):
+            self._planner.restore_share(series[row], first_s + int(bucket) * past.step_s, int(past.counts[row, bucket]))
 
     async def _on_thread(self, work: Callable[[], Any]) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)

@@ -21,27 +21,39 @@ class AdapterShares:
 
     def came(self, adapter: str | None, at_s: float, requests: int) -> None:
         """Count requests for an adapter, or None for the model itself, which came at ``at_s``."""
-        if not math.isfinite(at_s):
-            return
-        exponent = (at_s - self._origin_s) / MEMORY_S
-        if abs(exponent) > _LARGEST_EXPONENT:
-            if exponent < 0:
-                # From long before all else.
-                return
-            self._weights, self._sum, self._origin_s, exponent = {}, 0.0, at_s, 0.0
-        weight = requests * math.exp(exponent)
-        self._sum += weight
-        self._largest = None
         if adapter is not None:
-            self._weights[adapter] = self._weights.get(adapter, 0.0) + weight
-            if len(self._weights) > MOST_KEPT:
-                self._weights = dict(nlargest(MOST_KEPT // 2, self._weights.items(), key=lambda item: item[1]))
+            self.of_adapter(adapter, at_s, requests)
+        self.of_all(at_s, requests)
+
+    def of_all(self, at_s: float, requests: int) -> None:
+        """Count requests of the model, those for its adapters among them."""
+        weight = self._weight(at_s, requests)
+        self._sum += weight
+
+    def of_adapter(self, adapter: str, at_s: float, requests: int) -> None:
+        """Count requests for an adapter that are counted among all by themselves."""
+        weight = self._weight(at_s, requests)
+        self._weights[adapter] = self._weights.get(adapter, 0.0) + weight
+        if len(self._weights) > MOST_KEPT:
+            self._weights = dict(nlargest(MOST_KEPT // 2, self._weights.items(), key=lambda item: item[1]))
+
+    def _weight(self, at_s: float, requests: int) -> float:
+        self._largest = None
+        if not math.isfinite(at_s):
+            return 0.0
+        exponent = (at_s - self._origin_s) / MEMORY_S
+        if exponent < -_LARGEST_EXPONENT:
+            # From long before all else.
+            return 0.0
+        if exponent > _LARGEST_EXPONENT:
+            self._weights, self._sum, self._origin_s, exponent = {}, 0.0, at_s, 0.0
+        return requests * math.exp(exponent)
 
     def largest(self) -> dict[str, float]:
         """Return the shares of those that are asked for most, the largest first."""
         if self._largest is None:
             most = nlargest(MOST_TOLD, self._weights.items(), key=lambda item: item[1])
-            self._largest = {name: weight / self._sum for name, weight in most}
+            self._largest = {name: weight / self._sum for name, weight in most if weight > 0}
         return self._largest
 
     def __repr__(self) -> str:

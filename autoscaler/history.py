@@ -140,6 +140,7 @@ class History:
     def read(self, series: Sequence[str], bucket_s: int, begin_s: float, end_s: float) -> Past:
         """Return the requests of ``series`` in buckets of ``bucket_s``; NaN where nobody counted, zero if unknown.
 
+        Requests for an adapter (``model:adapter``) count for its model too.
         ``bucket_s`` is a multiple of a resolution; the coarsest that fits is read. Buckets that have not ended by
         ``end_s`` are left out. Raises HistoryError.
         """
@@ -162,8 +163,8 @@ class History:
         except sqlite3.Error as error:
             raise HistoryError(str(self._path), str(error)) from error
         for name, bucket, requests in found:
-            if name in rows:
-                counts[rows[name], bucket - low] = requests
+            for row in {rows.get(name), rows.get(name.partition(":")[0])} - {None}:
+                counts[row, bucket - low] += requests
         known = np.zeros(buckets * merged, bool)
         known[[bucket - low for (bucket,) in covered]] = True
         merged_counts = counts.reshape(len(series), buckets, merged).sum(axis=2)

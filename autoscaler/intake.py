@@ -6,7 +6,7 @@ who pushes, the file itself (``history``). Blocking: whoever calls ``write`` giv
 
 import logging
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,6 +83,11 @@ class Intake:
     def read(self, series: Sequence[str], bucket_s: int, begin_s: float, end_s: float) -> Past:
         """See ``History.read``."""
         return self._opened().read(series, bucket_s, begin_s, end_s)
+
+    def adapters_of(self, models: Iterable[str]) -> list[str]:
+        """Return the series of the models' adapters. Raises HistoryError."""
+        wanted = set(models)
+        return [name for name in self._opened().series() if ":" in name and name.partition(":")[0] in wanted]
 
     def close(self) -> None:
         """Close the file; it is opened again when it is needed."""

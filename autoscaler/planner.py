@@ -132,6 +132,16 @@ class Planner:
                 # Counts of longer ago are of more than a second, which would look like more engines in use.
                 model.learner.came(at_s, min(requests, model.hosted.slots))
 
+    def restore_share(self, series: str, at_s: float, requests: int) -> None:
+        """Take requests for an adapter (``model:adapter``) or for a model, its adapters' among them, of before."""
+        model_id, _, adapter = series.partition(":")
+        if model_id in self._models:
+            shares = self._models[model_id].adapters
+            if adapter:
+                shares.of_adapter(adapter, at_s, requests)
+            else:
+                shares.of_all(at_s, requests)
+
     def hear(self, report: ReplicaReport, now_s: float) -> dict[str, Order]:
         """Take what a replica says of itself; return what it is told, of models that are more than cold there.
 

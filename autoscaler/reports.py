@@ -62,7 +62,7 @@ class ReplicaReport(msgspec.Struct, frozen=True):
     gone: list[str] = []
 
 
-class Order(msgspec.Struct, frozen=True):
+class Order(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a replica is told of one model, relative to the moment at which it hears it.
 
     ``expected_per_s`` is the chance of being asked for in the next second; it should be awake from ``in_s`` for

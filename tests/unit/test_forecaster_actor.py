@@ -91,6 +91,23 @@ async def test_another_one_has_learnt_what_the_last_one_knew(setup: Setup) -> No
     assert 30 < plan["models"]["m"]["quiet_s"] < 60
 
 
+async def test_it_remembers_what_was_asked_for_through_adapters(setup: Setup) -> None:
+    now_s = float(int(time.time()))
+    with History(setup.directory / "history.db") as history:
+        for number in range(60):
+            counts = [Count(f"m:{'two' if number % 3 else 'one'}", now_s - 700 - 20 * number, 4)]
+            history.push(counts, now_s)
+    forecaster = await setup()
+    plan = await told(forecaster, lambda plan: plan["models"]["m"]["gaps_seen"] > 20)
+    assert plan["problems"] == {}
+    orders: dict[str, Any] = {}
+    async with asyncio.timeout(10):
+        while "m" not in orders:
+            orders = await forecaster.hear(REPORT)
+            await asyncio.sleep(0.01)
+    assert orders["m"]["adapters"] == pytest.approx({"two": 2 / 3, "one": 1 / 3}, abs=0.1)
+
+
 async def test_counts_of_a_clock_that_is_wrong_are_of_now(setup: Setup) -> None:
     forecaster = await setup()
     now_s = time.time()

@@ -47,6 +47,13 @@ def test_every_resolution_holds_the_same_requests(
             assert past.end_s <= end_s
 
 
+def test_requests_for_adapters_are_their_models_too(history: History) -> None:
+    counts = [Count("m", NOW_S, 1, 0), Count("m:one", NOW_S, 2, 0), Count("m:acme/two", NOW_S, 3, 0)]
+    history.push(counts, NOW_S + 1)
+    found = history.read(["m", "m:one", "n"], 1, NOW_S, NOW_S + 1).counts
+    assert found.tolist() == [[6], [2], [0]]
+
+
 def test_seconds_are_kept_in_order(history: History) -> None:
     push_each_second(history, [3, 0, 1, 2])
     assert history.read(["m"], 1, NOW_S, NOW_S + 4).counts.tolist() == [[3, 0, 1, 2]]
