@@ -23,9 +23,8 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
-from deployments.adapters import AdapterPlaces, LoadTimes
+from deployments.adapters import AdapterPlaces
 from deployments.canary import Answer, ask_canary
-from deployments.engine_adapters import EngineAdapter, EngineAdapters
 from deployments.engine_args import engine_args
 from deployments.errors import (
     EngineBusyError,
@@ -52,9 +51,9 @@ from deployments.types import (
     ModelSpec,
     StartReport,
 )
+from deployments.vllm_adapters import VllmAdapters, lora_request
 from deployments.vllm_tokens import delta_of, prompt_of, queued_s, sampling_params
 from deployments.wire import TokenDelta
-from storage.adapter_dram import AdapterDram
 
 STOP_TIMEOUT_S = 10.0
 
@@ -68,14 +67,6 @@ class VllmEngine:
         self._spec = spec
         self._pool = pool
         self._forked: ForkedEngine | None = None
-        self._adapters = EngineAdapters(self._load_adapter, self._unload_adapter, spec.id)
-        self.keep_adapters(spec.adapters)
-        self._dram = AdapterDram(Path(spec.adapters_in), spec.adapters_bytes) if spec.adapters_in else None
-        self._load_times = LoadTimes()
-        # Where adapters were, by digest, after so many events.
-        self._in_slots: frozenset[str] = frozenset()
-        self._in_host: frozenset[str] = frozenset()
-        self._looked_at = 0
         self._llm: AsyncLLM | None = None
         self._tasks: list[str] = []
         # Requests in hand, counted here: vLLM counts one only some time after it was given it.
@@ -84,10 +75,9 @@ class VllmEngine:
         self._canary: Answer | None = None
         # Of the last wake, in order.
         self._wake_stages_s: dict[str, float] = {}
-        # What is to leave it once it is awake.
-        self._leaving: list[EngineAdapter] = []
         # Held while the engine falls asleep or wakes: one after the other.
         self._turning = asyncio.Lock()
+        self._adapters = VllmAdapters(spec, self._running, self._turning, lambda: self._asleep)
 
     async def start(self) -> None:
         """See ``Engine.start``. Without a pool it takes tens of seconds: each of its processes imports vLLM."""
@@ -245,8 +235,7 @@ class VllmEngine:
             woken_s = time.perf_counter()
             answer = await ask_canary(llm, self._tasks)
             # Before anybody may ask for one again.
-            while self._leaving:
-                await self._take_out(self._leaving.pop())
+            await self._adapters.take_out_those_that_left()
         except EngineDeadError as error:
             raise EngineDiedError(self._spec.id) from error
         except Exception as error:
@@ -317,79 +306,26 @@ class VllmEngine:
                 yield llm, None
                 return
             async with self._adapters.use(adapter) as found:
-                yield llm, _lora_request(found)
+                yield llm, lora_request(found)
         finally:
             self._unfinished -= 1
 
     def keep_adapters(self, adapters: Sequence[AdapterSpec]) -> None:
         """See ``Engine.keep_adapters``."""
-        self._known_digests = frozenset(adapter.digest for adapter in adapters)
         self._adapters.keep(adapters)
 
     async def adapters(self) -> list[str]:
         """See ``Engine.adapters``."""
-        if not self._spec.lora_enabled:
-            return []
-        try:
-            return self._adapters.names(await self._running().list_loras())
-        except EngineDeadError as error:
-            raise EngineDiedError(self._spec.id) from error
+        return await self._adapters.names()
 
     async def adapter_places(self) -> AdapterPlaces:
-        """See ``Engine.adapter_places``; its worker is asked only if something may have changed."""
-        if self._adapters.events != self._looked_at:
-            events = self._adapters.events
-            try:
-                (slots, host), *_ = await self._running().collective_rpc("adapter_ids")
-            except EngineDeadError as error:
-                raise EngineDiedError(self._spec.id) from error
-            self._in_slots, self._in_host = self._adapters.digests(slots), self._adapters.digests(host)
-            self._looked_at = events
-        dram = await asyncio.to_thread(self._dram.digests) if self._dram is not None else set()
-        times = self._load_times
-        return AdapterPlaces(self._in_slots, self._in_host, self._known_digests & dram, times.dram_s, times.elsewhere_s)
+        """See ``Engine.adapter_places``."""
+        return await self._adapters.places()
 
     async def preload_adapter(self, adapter: AdapterRef) -> None:
         """See ``Engine.preload_adapter``."""
-        async with self._one_request(None), self._adapters.use(adapter) as found:
-            # Again if that has just loaded it: vLLM may have let go one that was loaded before, and takes it for used.
-            await self._added(_lora_request(found))
-
-    async def _load_adapter(self, adapter: EngineAdapter) -> None:
-        """Have it loaded before a batch needs it: there, what can't be loaded would end the engine.
-
-        Raises:
-            RequestRejectedError: the engine can't use it.
-            EngineDiedError: the engine ended.
-        """
-        digest = Path(adapter.directory).name
-        from_dram = self._dram is not None and await asyncio.to_thread(self._dram.holds, digest)
-        begin_s = time.monotonic()
-        await self._added(_lora_request(adapter))
-        self._load_times.measured(time.monotonic() - begin_s, from_dram=from_dram)
-
-    async def _added(self, adapter: LoRARequest) -> None:
-        try:
-            await self._running().add_lora(adapter)
-        except EngineDeadError as error:
-            raise EngineDiedError(self._spec.id) from error
-        # What a worker raises arrives as a plain Exception that quotes it, paths and all.
-        except Exception as error:
-            logger.exception("adapter %s of %s can't be loaded", adapter.lora_name, self._spec.id)
-            await self._running().remove_lora(adapter.lora_int_id)
-            raise RequestRejectedError("The adapter does not fit the model.", "model") from error
-
-    async def _unload_adapter(self, adapter: EngineAdapter) -> None:
-        async with self._turning:
-            if self._asleep:
-                # It may lack what it keeps adapters in.
-                self._leaving.append(adapter)
-            else:
-                await self._take_out(adapter)
-
-    async def _take_out(self, adapter: EngineAdapter) -> None:
-        await self._running().collective_rpc("unload_adapter", args=(adapter.int_id,))
-        logger.info("adapter %s has left the engine of %s", adapter.name, self._spec.id)
+        async with self._one_request(None):
+            await self._adapters.preload(adapter)
 
     def _translated(self, error: Exception) -> Exception:
         if isinstance(error, EngineDeadError):
@@ -402,7 +338,3 @@ class VllmEngine:
 
     def __repr__(self) -> str:
         return f"<VllmEngine {self._spec.id} {'running' if self._llm else 'stopped'}, {self._adapters!r}>"
-
-
-def _lora_request(adapter: EngineAdapter) -> LoRARequest:
-    return LoRARequest(adapter.name, adapter.int_id, adapter.directory)
