@@ -3,6 +3,7 @@
 Named in ``serve_config.yaml`` as ``import_path: app.builder:build_app``.
 """
 
+import sys
 from typing import Any
 
 from ray import serve
@@ -18,6 +19,7 @@ from app.served_gateway import ingress
 from autoscaler.actor import FORECASTER, NAMESPACE
 from autoscaler.config import AutoscalingConfig
 from autoscaler.history import history_file
+from deployments import worker_launcher
 from deployments.nodes import NodeKeeper
 from deployments.replica import ServedEngineReplica
 from deployments.residency import NO_LIMIT_BYTES, Limits
@@ -34,6 +36,15 @@ _HEALTH = {"health_check_period_s": 5, "health_check_timeout_s": 30}
 _ONE_LOOP = {
     "env_vars": {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0", "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0"}
 }
+# Those that need vLLM are forked from the node's process that has imported it already.
+_FORKED = _ONE_LOOP | {"py_executable": f"{sys.executable} -I -S {worker_launcher.__file__}"}
+_FORKED_MODULES = (
+    "deployments.replica",
+    "deployments.staged_engine",
+    "deployments.vllm_engine",
+    "app.gateway",
+    "app.guard",
+)
 _LIGHT = {"num_cpus": 0, "runtime_env": _ONE_LOOP}
 # Every gateway and replica has one question open with the catalogue.
 _FOLLOWERS = 10_000
@@ -69,7 +80,7 @@ def build_app(args: dict[str, Any]) -> Application:
         ray_actor_options={
             "num_cpus": config.gateway.num_cpus,
             "resources": config.gateway.resources,
-            "runtime_env": _ONE_LOOP,
+            "runtime_env": _FORKED,
         },
         **_HEALTH,
         **_shutdown(config.gateway.drain_s),
@@ -108,12 +119,12 @@ def _nodes(storage: StoreConfig, config: AppConfig) -> Application:
         NodeKeeper, name="Nodes", max_ongoing_requests=100, ray_actor_options=_LIGHT, **_HEALTH, **_SHUTDOWN
     )
     device = "gpu" if any(pool.num_gpus for pool in config.pools) else "cpu"
-    return keeper.bind(storage, device, None if config.autoscaling is None else FORECASTER)
+    return keeper.bind(storage, device, None if config.autoscaling is None else FORECASTER, _FORKED_MODULES)
 
 
 def _pool(pool: PoolConfig, catalogue: Application, config: AppConfig, storage: StoreConfig) -> Application:
     scaling = scaling_of(pool, config.autoscaling)
-    options: dict[str, Any] = {"num_cpus": pool.num_cpus, "num_gpus": pool.num_gpus, "runtime_env": _ONE_LOOP}
+    options: dict[str, Any] = {"num_cpus": pool.num_cpus, "num_gpus": pool.num_gpus, "runtime_env": _FORKED}
     if pool.accelerator_type is not None:
         options["accelerator_type"] = pool.accelerator_type
     deployment = serve.deployment(

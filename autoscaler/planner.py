@@ -67,6 +67,7 @@ class _Model:
     spans: dict[int, _Span] = field(default_factory=dict)
     told: dict[str, Any] = field(default_factory=dict)
     adapters: AdapterShares = field(default_factory=AdapterShares)
+    there_until_s: float = -math.inf
 
 
 @dataclass
@@ -230,6 +231,11 @@ class Planner:
         awake = [(0, 1, decision.measured)] if decision.measured else []
         # Who has just asked waits for a replica; and one that isn't there can't start what it would be time to start.
         wants_ahead = not there and now_s - learner.quiet_since_s(0) < ASKED_S
+        if there:
+            model.there_until_s = now_s
+        elif wants_ahead and learner.newest_s + RESOLUTION_S >= model.there_until_s:
+            # At once: gateways tell Serve of load every ten seconds. Not for who asked the replica that has just gone.
+            awake.append((0, 1, 1))
         for level in range(len(there) + 1):
             place = there[level] if level < len(there) else None
             if place is not None and place.in_use:

@@ -23,6 +23,7 @@ from deployments.forked_engine import PoolAddress
 from deployments.health import check_goes_on
 from deployments.process_pool import ProcessPool
 from deployments.start_metrics import AheadMetrics
+from deployments.worker_launcher import door
 from storage.actor import NAMESPACE, StoreActor, StoreClient, store_name
 from storage.errors import StorageError
 from storage.lease import Lease, hold
@@ -37,12 +38,15 @@ _ANSWER_TIMEOUT_S = 10.0
 class NodeActor(StoreActor):
     """What Ray runs on a node: the snapshot store, and beside it the zygote that engines are forked from."""
 
-    def __init__(self, config: StoreConfig, device: Literal["cpu", "gpu"]) -> None:
+    def __init__(self, config: StoreConfig, device: Literal["cpu", "gpu"], modules: tuple[str, ...] = ()) -> None:
+        """``modules`` are what workers of the application import beside vLLM; without any it forks none."""
         log_with("ray")
         super().__init__(config)
         # Where Ray has this actor's own output, and so the dashboard looks for logs.
         output = Path("/proc/self/fd/1").resolve()
-        self._pool = ProcessPool(output.parent if output.is_file() else Path(tempfile.gettempdir()), device)
+        found_at = door(ray.get_runtime_context().get_node_id()) if modules else None
+        logs = output.parent if output.is_file() else Path(tempfile.gettempdir())
+        self._pool = ProcessPool(logs, device, modules, found_at)
         self._pool.run()
         self._ahead = EnginesAhead(self._pool.address, self._held, AheadMetrics().count)
         self._ahead.open()
@@ -81,11 +85,21 @@ class NodeClient(StoreClient):
 class NodeKeeper:
     """Keeps the actors; ``tiers`` asks all of them."""
 
-    def __init__(self, storage: StoreConfig, device: Literal["cpu", "gpu"], forecaster: str | None = None) -> None:
-        """``forecaster`` names the actor, within the application, whose plan says which engines to fork ahead."""
+    def __init__(
+        self,
+        storage: StoreConfig,
+        device: Literal["cpu", "gpu"],
+        forecaster: str | None = None,
+        modules: tuple[str, ...] = (),
+    ) -> None:
+        """``forecaster`` names the actor, within the application, whose plan says which engines to fork ahead.
+
+        ``modules`` are what the application's workers import beside vLLM.
+        """
         log_with("ray.serve")
         self._storage = storage
         self._device = device
+        self._modules = modules
         self._application = serve.get_replica_context().app_name
         self._stores: dict[str, Any] = {}
         self._keeping = asyncio.get_running_loop().create_task(self._keep())
@@ -124,7 +138,7 @@ class NodeKeeper:
             "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False),
         }
         try:
-            self._stores[node] = ray.remote(NodeActor).options(**options).remote(self._storage, device)
+            self._stores[node] = ray.remote(NodeActor).options(**options).remote(self._storage, device, self._modules)
         except ValueError as error:
             # The one of this replica's predecessor is still ending; the next look finds the name free.
             logger.info("no store on %s yet: %s", node, error)

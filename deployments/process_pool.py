@@ -12,6 +12,8 @@ import socket
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -39,8 +41,17 @@ class ProcessPool:
     ``log_directory`` gets the logs of the zygote and its engines, and must exist.
     """
 
-    def __init__(self, log_directory: Path, device: Literal["cpu", "gpu"] = "cpu") -> None:
+    def __init__(
+        self,
+        log_directory: Path,
+        device: Literal["cpu", "gpu"] = "cpu",
+        modules: Sequence[str] = (),
+        found_at: Path | None = None,
+    ) -> None:
+        """``modules`` are imported beside what engines need; at ``found_at`` launchers of workers look for the pool."""
         self._device = device
+        self._modules = modules
+        self._found_at = found_at
         # Of its own, because only whoever may open it can connect, and short, because a socket's path must be.
         self._directory = Path(tempfile.mkdtemp(prefix="fs-pool-", dir="/tmp"))
         self._log_directory = log_directory
@@ -57,12 +68,21 @@ class ProcessPool:
 
     def run(self) -> None:
         """Begin to start the zygote and to keep it running, in the background."""
+        if self._found_at is not None:
+            self._found_at.parent.mkdir(mode=0o700, exist_ok=True)
+            self._found_at.unlink(missing_ok=True)
+            self._found_at.symlink_to(self._directory)
         self._task = asyncio.get_running_loop().create_task(self._supervise())
 
     async def ready(self, timeout_s: float = START_TIMEOUT_S) -> None:
         """Return when engines can be forked. Raises ``TimeoutError``."""
         async with asyncio.timeout(timeout_s):
             await self._is_ready.wait()
+
+    def _forget_door(self) -> None:
+        with suppress(OSError):
+            if self._found_at is not None and self._found_at.readlink() == self._directory:
+                self._found_at.unlink()
 
     def process_id(self) -> int | None:
         """Return the zygote's process id while it runs."""
@@ -76,6 +96,7 @@ class ProcessPool:
         if self._line is not None:
             self._line.close()
             await self._ended()
+        self._forget_door()
         shutil.rmtree(self._directory, ignore_errors=True)
 
     async def _supervise(self) -> None:
@@ -95,6 +116,7 @@ class ProcessPool:
                 logger.error("the process pool ended with %s; see %s", process.returncode, self._log_path)
             long_lived = time.monotonic() - begin_s > FORGIVE_AFTER_S
             self._failures = 1 if long_lived else self._failures + 1
+        self._forget_door()
         logger.error("the process pool failed %d times; engines start without it", self._failures)
 
     async def _start(self) -> asyncio.subprocess.Process:
@@ -103,7 +125,7 @@ class ProcessPool:
         with theirs, self._log_path.open("ab") as log:
             reader, self._line = await asyncio.open_connection(sock=ours)
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-c", _ZYGOTE, self.address.socket_path),
+                *(sys.executable, "-P", "-c", _ZYGOTE, self.address.socket_path, *self._modules),
                 stdin=theirs.fileno(),
                 stdout=log,
                 stderr=log,

@@ -17,7 +17,10 @@ import shutil
 import signal
 import socket
 import sys
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from setproctitle import setproctitle as set_process_title
 from vllm.config import VllmConfig
@@ -25,6 +28,8 @@ from vllm.platforms import current_platform
 from vllm.plugins import load_general_plugins
 
 from deployments.engine_launch import adopt_orphans, run_engine
+from deployments.forked_worker import run_worker
+from deployments.worker_launcher import SOCKET
 
 # What an engine imports on the way to its first answer, besides its model.
 _ENGINE_MODULES = [
@@ -63,30 +68,47 @@ def preload() -> None:
     load_general_plugins()
 
 
-def serve(listener: socket.socket, owner: socket.socket) -> None:
-    """Fork an engine for each connection, until the owner goes away."""
+def serve(asked_at: Mapping[socket.socket, Callable[[socket.socket], NoReturn]], owner: socket.socket) -> None:
+    """Fork a process for each connection to one of the sockets, to run what it is for, until the owner goes away."""
     while True:
-        readable, _, _ = select.select([listener, owner], [], [])
+        readable, _, _ = select.select([*asked_at, owner], [], [])
         if owner in readable:
             return
-        line, _ = listener.accept()
-        if os.fork() == 0:
-            listener.close()
-            run_engine(line)
-        line.close()
+        for listener in readable:
+            line, _ = listener.accept()
+            if os.fork() == 0:
+                # The owner's is its standard input, which it replaces.
+                for each in asked_at:
+                    each.close()
+                asked_at[listener](line)
+            line.close()
 
 
-def main() -> None:
-    """Preload, listen on the socket named on the command line, say so, serve."""
-    path = Path(sys.argv[1])
-    # The place for a title is found by the environment of the program's start, which forked processes give up: from now
-    # on they know it, and vLLM can name its processes.
-    set_process_title("FlashServe::Zygote")
-    preload()
+def listening(path: Path) -> socket.socket:
+    """Return a socket that listens at ``path``."""
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(str(path))
     listener.listen()
+    return listener
+
+
+def main() -> None:
+    """Preload, listen on the socket named on the command line, say so, serve."""
+    path, modules = Path(sys.argv[1]), sys.argv[2:]
+    # Here, because a title is written over it; and not what is in the environment now, which imports have changed.
+    begun_with = set(Path("/proc/self/environ").read_bytes().split(b"\0"))
+    # The place for a title is found by the environment of the program's start, which forked processes give up: from now
+    # on they know it, and vLLM can name its processes.
+    set_process_title("FlashServe::Zygote")
+    preload()
+    for name in modules:
+        importlib.import_module(name)
+    # As if a worker had imported it all itself.
+    set_by_imports = {
+        name: value for name, value in os.environ.items() if os.fsencode(f"{name}={value}") not in begun_with
+    }
+    engines, workers = listening(path), listening(path.with_name(SOCKET))
     adopt_orphans()
     # The kernel then collects the children; a forked process sets it back, since it waits for its own.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -99,6 +121,6 @@ def main() -> None:
         sys.exit(f"{len(threads)} threads run after the imports; forking would lose all but one")
     with contextlib.suppress(OSError), socket.socket(fileno=sys.stdin.fileno()) as owner:
         owner.send(b"r")
-        serve(listener, owner)
+        serve({engines: run_engine, workers: partial(run_worker, set_by_imports=set_by_imports)}, owner)
     # The owner has gone, perhaps without a chance to tidy up.
     shutil.rmtree(path.parent, ignore_errors=True)

@@ -5,9 +5,13 @@ import inspect
 import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import ray._private.worker
+import ray._raylet
+from ray._private.runtime_env.context import RuntimeEnvContext
 from ray.serve._private import router as serve_router
 from ray.serve._private.request_router import request_router
 from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
@@ -110,3 +114,15 @@ async def test_a_replica_goes_to_who_asked_for_it_also_among_calls_of_one_reques
         chooser._fulfill_next_pending_request(replica, pending_request.metadata)
     assert [request.future.result().replica_id.unique_id for request in asked] == ["a", "b"]
     assert [placements.replica_of(stream_id) for stream_id in "12"] == ["a", "b"]
+
+
+def test_forked_worker() -> None:
+    """`deployments/forked_worker.py` gives Ray another way to set a process's title, and runs the worker's program."""
+    assert "ray._raylet.setproctitle(" in inspect.getsource(ray._private.worker)
+    assert callable(ray._raylet.getproctitle)
+    program = Path(ray._private.__file__).parent / "workers" / "default_worker.py"
+    text = program.read_text()
+    assert 'if __name__ == "__main__":' in text
+    assert "--node-id" in text
+    executed = inspect.getsource(RuntimeEnvContext.exec_worker)
+    assert 'executable = ["exec", self.py_executable]' in executed

@@ -103,11 +103,11 @@ def test_nobody_knows_a_model_that_was_never_asked_for(setup: Setup) -> None:
 
 def test_a_pool_without_replicas_gets_one_in_time(setup: Setup) -> None:
     setup.bursts(12)
-    need = setup.planner.tick(setup.now_s + 5.0)["pools"]["pool"]["need"]
+    need = setup.planner.tick(setup.now_s + 11.0)["pools"]["pool"]["need"]
     assert need[0] == 0
     first = next(step for step, replicas in enumerate(need) if replicas)
     assert need[first] == 1
-    assert 5.0 + first * CONFIG.bucket_s <= PERIOD_S - 4.0, "a start takes four seconds"
+    assert 11.0 + first * CONFIG.bucket_s <= PERIOD_S - 4.0, "a start takes four seconds"
     assert need[-1] == 0, "and is given back if nothing comes"
 
 
@@ -141,7 +141,21 @@ def test_of_a_replica_that_says_that_it_ends_nothing_is_reckoned_with(setup: Set
     plan = setup.planner.tick(setup.now_s + 2.0)
     assert plan["models"]["m"]["engine_ahead"]
     assert not plan["replicas"]
-    assert plan["pools"]["pool"]["need"][0] == 0
+
+
+def test_who_asks_a_pool_without_replicas_gets_one_at_once(setup: Setup) -> None:
+    setup.planner.learn([Count("m", setup.now_s, 1)])
+    need = {after_s: setup.planner.tick(setup.now_s + after_s)["pools"]["pool"]["need"][0] for after_s in (1.0, 30.0)}
+    assert need == {1.0: 1, 30.0: 0}
+
+
+def test_a_replica_that_goes_soon_after_the_last_request_does_not_come_back_for_it(setup: Setup) -> None:
+    setup.planner.learn([Count("m", setup.now_s, 1)])
+    setup.order(3.0, setup.report("awake"))
+    setup.planner.leave("r")
+    assert setup.planner.tick(setup.now_s + 4.0)["pools"]["pool"]["need"][0] == 0
+    setup.planner.learn([Count("m", setup.now_s + 5.0, 1)])
+    assert setup.planner.tick(setup.now_s + 6.0)["pools"]["pool"]["need"][0] == 1
 
 
 def test_littles_law_over_all_models_of_a_pool(setup: Setup) -> None:
