@@ -45,12 +45,10 @@ class Started:
             found = f"main = __import__('runpy').run_path({worker_launcher.__file__!r})['main']"
             patience = f"main.__globals__.update(ABSENT_S={patience_s}, COMING_S={patience_s})"
             launcher = ["-c", f"{found}; {patience}; main()"]
-        own = {key: value for key, value in os.environ.items() if not key.startswith(("PYTORCH_", "TORCH", "VLLM_"))}
-        self.given = own | {"OF_ITS_OWN": "yes"}
         self.process = subprocess.Popen(
             [sys.executable, "-I", "-S", *launcher, str(program), f"--node-id={node_id}", str(code)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=directory,
-            env=self.given,
+            env={**os.environ, "OF_ITS_OWN": "yes"},
         )  # fmt: skip
         assert self.process.stdout is not None
         self.said: dict[str, Any] = json.loads(self.process.stdout.readline())
@@ -83,16 +81,6 @@ def test_it_is_as_if_it_had_been_started(node_id: str, tmp_path: Path) -> None:
     assert said["main"] == "__main__"
     assert "an error" in started.end()
     assert started.process.returncode == 0
-
-
-def test_what_importing_puts_into_the_environment_is_there(node_id: str, tmp_path: Path) -> None:
-    """The pool would not fork the engines that it asks for otherwise."""
-    # As vLLM has it here, where it is imported too.
-    name = "PYTORCH_NVML_BASED_CUDA_CHECK"
-    started = Started(tmp_path, node_id)
-    assert name not in started.given
-    assert started.said["environment"][name] == os.environ[name]
-    started.end()
 
 
 def test_without_a_zygote_it_is_started(tmp_path: Path) -> None:
