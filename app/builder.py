@@ -38,6 +38,7 @@ _ONE_LOOP = {
 }
 # Those that need vLLM are forked from the node's process that has imported it already.
 _FORKED = _ONE_LOOP | {"py_executable": f"{sys.executable} -I -S {worker_launcher.__file__}"}
+# What they import beside it.
 _FORKED_MODULES = (
     "deployments.replica",
     "deployments.staged_engine",
@@ -80,7 +81,7 @@ def build_app(args: dict[str, Any]) -> Application:
         ray_actor_options={
             "num_cpus": config.gateway.num_cpus,
             "resources": config.gateway.resources,
-            "runtime_env": _FORKED,
+            "runtime_env": _with_vllm(config),
         },
         **_HEALTH,
         **_shutdown(config.gateway.drain_s),
@@ -114,17 +115,24 @@ def _catalogue(entries: list[Entry], storage: StoreConfig) -> Application:
     return catalogue.bind(entries, storage.disk_dir)
 
 
+def _with_vllm(config: AppConfig) -> dict[str, Any]:
+    """Return the runtime environment of deployments that need vLLM."""
+    return _FORKED if config.fork_replicas else _ONE_LOOP
+
+
 def _nodes(storage: StoreConfig, config: AppConfig) -> Application:
     keeper = serve.deployment(
         NodeKeeper, name="Nodes", max_ongoing_requests=100, ray_actor_options=_LIGHT, **_HEALTH, **_SHUTDOWN
     )
     device = "gpu" if any(pool.num_gpus for pool in config.pools) else "cpu"
-    return keeper.bind(storage, device, None if config.autoscaling is None else FORECASTER, _FORKED_MODULES)
+    forecaster = None if config.autoscaling is None else FORECASTER
+    return keeper.bind(storage, device, forecaster, _FORKED_MODULES if config.fork_replicas else ())
 
 
 def _pool(pool: PoolConfig, catalogue: Application, config: AppConfig, storage: StoreConfig) -> Application:
     scaling = scaling_of(pool, config.autoscaling)
-    options: dict[str, Any] = {"num_cpus": pool.num_cpus, "num_gpus": pool.num_gpus, "runtime_env": _FORKED}
+    options: dict[str, Any] = {"num_cpus": pool.num_cpus, "num_gpus": pool.num_gpus}
+    options["runtime_env"] = _with_vllm(config)
     if pool.accelerator_type is not None:
         options["accelerator_type"] = pool.accelerator_type
     deployment = serve.deployment(

@@ -183,6 +183,11 @@ class AppConfig(_Section):
     )
     security: SecurityConfig = SecurityConfig()
     tracing: TracingConfig | None = Field(None, description="traces of requests; null: none")
+    fork_replicas: bool = Field(
+        default=True,
+        description="fork replicas and gateways from the node's process that has imported vLLM; it must be installed at"
+        " one path on all nodes, and no environment be made for the application (pip, conda, container)",
+    )
 
     def pool_of(self, model_id: str) -> PoolConfig:
         """Return the first pool that hosts the model.

@@ -65,6 +65,8 @@ def _become(line: socket.socket, set_by_imports: Mapping[str, str]) -> str:
         os.close(descriptor)
     os.environ.clear()
     os.environ.update({**asked["environment"], **set_by_imports})
+    paths = asked["environment"].get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[:0] = [path for path in paths if path and path not in sys.path]
     os.chdir(asked["directory"])
     sys.argv = asked["arguments"]
     line.sendall(b"f")

@@ -70,7 +70,10 @@ class ProcessPool:
         """Begin to start the zygote and to keep it running, in the background."""
         if self._found_at is not None:
             self._found_at.parent.mkdir(mode=0o700, exist_ok=True)
-            self._found_at.unlink(missing_ok=True)
+            for link in self._found_at.parent.iterdir():
+                # Of pools whose owners were killed, and of this node's before.
+                if link == self._found_at or not link.exists():
+                    link.unlink(missing_ok=True)
             self._found_at.symlink_to(self._directory)
         self._task = asyncio.get_running_loop().create_task(self._supervise())
 
