@@ -3,8 +3,10 @@ from typing import Any
 import pytest
 import yaml
 
+from app import builder
 from app.config import AppConfig, parse_config
 from app.errors import ConfigError
+from app.model_specs import store_config
 from autoscaler.config import AutoscalingConfig
 from tests.support.service import ROOT
 
@@ -73,3 +75,17 @@ def test_autoscaling_has_defaults_and_can_be_left_out() -> None:
     assert parse_config(args(autoscaling={"bucket_s": 5})).autoscaling == AutoscalingConfig(bucket_s=5)
     with pytest.raises(ConfigError, match=r"autoscaling.horizon: there is no such key; did you mean 'horizon_s'"):
         parse_config(args(autoscaling={"horizon": 5}))
+
+
+@pytest.mark.parametrize("is_wanted", [True, False])
+def test_only_who_needs_vllm_is_forked_and_nobody_if_told_so(*, is_wanted: bool) -> None:
+    config = parse_config(args(fork_replicas=is_wanted))
+    storage = store_config(config.storage)
+    catalogue = builder._catalogue([], storage)
+    forked = {"Engines-default": builder._pool(config.pools[0], catalogue, config, storage), "Models": catalogue}
+    executables = {
+        name: made._bound_deployment.ray_actor_options["runtime_env"].get("py_executable", "")
+        for name, made in forked.items()
+    }
+    assert ("worker_launcher" in executables["Engines-default"]) == is_wanted
+    assert not executables["Models"]
