@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 
 # Under Ray's patience with a worker that doesn't register, which is a minute.
-COMING_S = 40.0
+COMING_S = 50.0
 # While nobody has said that there will be a zygote: the actor that starts it comes with the first workers of a node.
-ABSENT_S = 15.0
+ABSENT_S = 30.0
 LOOK_S = 0.05
 SOCKET = "workers"
 _LENGTH = struct.Struct("!Q")
