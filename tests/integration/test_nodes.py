@@ -19,6 +19,7 @@ from deployments.recipe import Recipe, remember
 from storage.actor import NAMESPACE, store_name
 from storage.errors import SnapshotMissingError
 from storage.store import StoreConfig
+from tests.support.service import free_port
 from tests.support.snapshot_samples import make_snapshot
 from tests.support.waiting import until
 
@@ -37,7 +38,7 @@ class StubForecaster:
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "dashboard_port": free_port()})
     ray.init(address=made.address, namespace=NAMESPACE, log_to_driver=False)
     yield made
     serve.shutdown()
