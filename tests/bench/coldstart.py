@@ -65,6 +65,12 @@ Samples = dict[str, list[float]]
 Stages = dict[str, list[dict[str, float]]]
 
 
+def took(samples: Samples, name: str, seconds: float) -> None:
+    """Keeps a sample, and tells of it: there are many minutes of them."""
+    samples.setdefault(name, []).append(seconds)
+    print(f"{name}: {seconds:.2f} s", file=sys.stderr, flush=True)
+
+
 def first_token_s(url: str) -> float:
     """Seconds from the request to the first token of its stream."""
     body = {"model": MODEL, "messages": PROMPT, "max_tokens": MAX_TOKENS, "temperature": 0, "stream": True}
@@ -232,16 +238,16 @@ def measure_states(work_dir: Path, rounds: int, s3_url: str, samples: Samples, s
                 bring()
                 if name == AWAKE:
                     first_token_s(url)  # nothing of what comes before shall show
-                samples.setdefault(name, []).append(first_token_s(url))
+                took(samples, name, first_token_s(url))
                 if name in {POOL_DRAM, POOL_DISK, POOL_S3}:
                     stages.setdefault(name, []).append(start_stages_s(url))
             begin_s = time.perf_counter()
             kill_replica(pid)
-            samples.setdefault(REPLICA, []).append(until_it_answers(url, begin_s))
+            took(samples, REPLICA, until_it_answers(url, begin_s))
             freeze(pid)
             with stock.running():
                 first_token_s(stock.base_url)
-                samples.setdefault(STOCK_AWAKE, []).append(first_token_s(stock.base_url))
+                took(samples, STOCK_AWAKE, first_token_s(stock.base_url))
             thaw(pid)
             time.sleep(2)
 
@@ -259,7 +265,7 @@ def measure_from_zero(work_dir: Path, rounds: int, samples: Samples, stages: Sta
             until_it_answers(url, time.perf_counter())
             for _ in range(rounds):
                 until_no_replica(pid)
-                samples.setdefault(name, []).append(first_token_s(url))
+                took(samples, name, first_token_s(url))
                 stages.setdefault(name, []).append(start_stages_s(url))
 
 
@@ -277,7 +283,7 @@ def until_no_replica(supervisor_pid: int) -> None:
 def _on_disk(url: str, storage: dict[str, str], samples: Samples) -> None:
     command(url, "stop")
     snapshot = drop_dram_copy(storage)
-    samples.setdefault("raw read", []).append(raw_read_s(snapshot))
+    took(samples, "raw read", raw_read_s(snapshot))
 
 
 def _in_s3(url: str, storage: dict[str, str]) -> None:
@@ -375,10 +381,10 @@ def main() -> None:
         measure_from_zero(work_dir, options.cold_rounds, samples, stages)
         for _ in range(options.cold_rounds):
             with s3_server(published, CAPPED_BYTES_PER_S) as s3_url:
-                samples.setdefault(NOTHING, []).append(nothing_warm_s(work_dir, s3_url))
+                took(samples, NOTHING, nothing_warm_s(work_dir, s3_url))
             with s3_server(DEFAULT_MODEL_DIR, CAPPED_BYTES_PER_S) as s3_url:
-                samples.setdefault(STOCK, []).append(stock_from_s3_s(work_dir, s3_url))
-            samples.setdefault(RAY_ZERO, []).append(ray_llm_from_zero_s(work_dir))
+                took(samples, STOCK, stock_from_s3_s(work_dir, s3_url))
+            took(samples, RAY_ZERO, ray_llm_from_zero_s(work_dir))
     report = make_report(NAME, results(samples))
     path = write_report(report)
     plot(samples, stages, RESULTS_DIR / f"{NAME}.png")
