@@ -15,8 +15,8 @@ from pathlib import Path
 
 # Under Ray's patience with a worker that doesn't register, which is a minute.
 COMING_S = 50.0
-# While nobody has said that there will be a zygote. The first workers of a node come before it: to import beside it takes
-# them less time than to wait until it has.
+# While nobody has said that there will be a zygote. The first workers of a node come before it: to import beside it
+# takes them less time than to wait until it has.
 ABSENT_S = 0.0
 LOOK_S = 0.05
 SOCKET = "workers"

@@ -347,7 +347,7 @@ def results(samples: Samples) -> list[Result]:
         found.append(median_result("process pool from disk, beyond the raw read", beyond, "s", Target(3.0, "max")))
     if RAY_ZERO in samples:
         zero_s = sorted(samples[RAY_ZERO])[len(samples[RAY_ZERO]) // 2]
-        for name in samples.keys() & {REPLICA, ZERO}:
+        for name in sorted(samples.keys() & {REPLICA, ZERO}):
             ratios = [value / zero_s for value in samples[name]]
             found.append(median_result(f"{name}, of Ray Serve LLM's", ratios, "", None, RAY_ZERO))
     if STOCK in samples:
