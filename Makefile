@@ -39,7 +39,7 @@ serve-s3: models ## serve CONFIG with its models on an S3 server of its own, unt
 	@$(BIN)/python tests/support/demo_s3.py $(CONFIG)
 
 test: models ## run the whole suite
-	$(BIN)/pytest -n 2 --dist loadscope
+	$(BIN)/pytest -n 2 --dist loadscope --max-worker-restart 0
 
 check: setup ## formatting, lint, types, import rules
 	$(BIN)/ruff format --check $(SOURCES)
