@@ -22,9 +22,9 @@ def trace_hold(span: Span, state: EngineState, began_s: float, ended_s: float, e
     if not span or (state == "awake" and ended_s - began_s < _NOTHING_S):
         return
     hold = span.child("hold", began_s=began_s, flashserve__engine_state=state)
-    to_clock_s = time.time() - time.monotonic()
+    to_wall_s = span.to_wall_ns / 1e9
     for event in events:
-        over_s = event["at_s"] - to_clock_s
+        over_s = event["at_s"] - to_wall_s
         if began_s <= over_s <= ended_s + _NOTHING_S:
             _trace_event(hold, event, over_s)
     hold.end(ended_s=ended_s)

@@ -28,6 +28,7 @@ Value = str | int | float | bool
 _TRACES_PATH = "/v1/traces"
 # For one try to send; a collector that is slower than this is away.
 _EXPORT_S = 5.0
+_READINGS = 3
 # How long a process that ends waits for its last spans to be sent.
 _LAST_S = 2.0
 
@@ -44,13 +45,17 @@ class TraceConfig:
 
 
 class Span:
-    """A span under way, or none: then everything here does nothing. Times are of the monotonic clock, in seconds."""
+    """A span under way, or none: then everything here does nothing. Times are of the monotonic clock, in seconds.
 
-    __slots__ = ("_span", "_tracer")
+    ``to_wall_ns`` is what to add for the wall's, the same for all spans of a request here, so that they fit together.
+    """
 
-    def __init__(self, tracer: "Tracer | None" = None, span: "OtelSpan | None" = None) -> None:
+    __slots__ = ("_span", "_tracer", "to_wall_ns")
+
+    def __init__(self, tracer: "Tracer | None" = None, span: "OtelSpan | None" = None, to_wall_ns: int = 0) -> None:
         self._tracer = tracer
         self._span = span
+        self.to_wall_ns = to_wall_ns
 
     def child(
         self, name: str, kind: Kind = "internal", began_s: float | None = None, **attributes: Value | None
@@ -61,7 +66,9 @@ class Span:
         from opentelemetry.trace import set_span_in_context  # noqa: PLC0415 - imported already where there are spans
 
         context = set_span_in_context(self._span)
-        return Span(self._tracer, _begun(self._tracer, name, kind, context, began_s, attributes))
+        began_ns = _wall_ns(began_s, self.to_wall_ns)
+        begun = _begun(self._tracer, name, kind, context, began_ns, attributes)
+        return Span(self._tracer, begun, self.to_wall_ns)
 
     def lasted(self, name: str, began_s: float, ended_s: float, **attributes: Value | None) -> "Span":
         """Add a span within this one that is over already."""
@@ -82,7 +89,7 @@ class Span:
             from opentelemetry.trace import StatusCode  # noqa: PLC0415 - as in ``child``
 
             self._span.set_status(StatusCode.ERROR, failure)
-        self._span.end(None if ended_s is None else _clock_ns(ended_s))
+        self._span.end(_wall_ns(ended_s, self.to_wall_ns))
 
     def __enter__(self) -> Self:
         return self
@@ -144,7 +151,9 @@ class Tracing:
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator  # noqa: PLC0415
 
         context = TraceContextTextMapPropagator().extract(headers or {}, Context())
-        return Span(self._tracer, _begun(self._tracer, name, "server", context, began_s, attributes))
+        to_wall_ns = _between_clocks_ns()
+        began_ns = _wall_ns(began_s, to_wall_ns)
+        return Span(self._tracer, _begun(self._tracer, name, "server", context, began_ns, attributes), to_wall_ns)
 
     def go_on(
         self, name: str, traceparent: str | None, began_s: float | None = None, **attributes: Value | None
@@ -185,11 +194,10 @@ def _otlp(endpoint: str) -> "SpanExporter":
 
 
 def _begun(  # noqa: PLR0913, PLR0917 - all that a span is begun with
-    tracer: "Tracer", name: str, kind: Kind, context: Any, began_s: float | None, attributes: Mapping[str, Value | None]
+    tracer: "Tracer", name: str, kind: Kind, context: Any, began_ns: int, attributes: Mapping[str, Value | None]
 ) -> "OtelSpan":
     from opentelemetry.trace import SpanKind  # noqa: PLC0415
 
-    began_ns = None if began_s is None else _clock_ns(began_s)
     return tracer.start_span(name, context, SpanKind[kind.upper()], _named(attributes), start_time=began_ns)
 
 
@@ -198,5 +206,12 @@ def _named(attributes: Mapping[str, Value | None]) -> dict[str, Value]:
     return {name.replace("__", "."): value for name, value in attributes.items() if value is not None}
 
 
-def _clock_ns(at_s: float) -> int:
-    return time.time_ns() - time.monotonic_ns() + int(at_s * 1e9)
+def _wall_ns(at_s: float | None, to_wall_ns: int) -> int:
+    return (time.monotonic_ns() if at_s is None else int(at_s * 1e9)) + to_wall_ns
+
+
+def _between_clocks_ns() -> int:
+    # A process may be held up between reading one and the other: of a few readings the quickest counts.
+    readings = [(time.monotonic_ns(), time.time_ns(), time.monotonic_ns()) for _ in range(_READINGS)]
+    before_ns, wall_ns, after_ns = min(readings, key=lambda reading: reading[2] - reading[0])
+    return wall_ns - (before_ns + after_ns) // 2

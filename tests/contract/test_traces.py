@@ -19,8 +19,6 @@ from tests.support.waiting import until_it_returns
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 MODEL, VECTORS, PATH = "traced-model", "vectors", "/v1/completions"
 WORDS = "zebra crossing"
-# Each process puts its monotonic clock on the wall by itself, and may be held up while it does.
-SLACK_S = 0.1
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +69,7 @@ class Trace:
 
     def within(self, parent: Spanned) -> dict[str, Spanned]:
         found = self.collector.children(parent)
-        assert all(parent.begin_s - SLACK_S <= span.begin_s <= span.end_s <= parent.end_s + SLACK_S for span in found)
+        assert all(parent.begin_s - 0.01 <= span.begin_s <= span.end_s <= parent.end_s + 0.01 for span in found)
         return {span.name: span for span in found}
 
 
