@@ -282,7 +282,7 @@ class ForecasterActor:
         series, past = await self._on_thread(read)
         first_s = past.end_s - past.buckets * past.step_s
         for row, bucket in zip(*(past.counts > 0).nonzero(), strict=True):
-            self._planner.restore_share(series[row], first_s + int(bucket) * past.step_s, int(past.counts[row, bucket]))
+            self._planner.learn_share(series[row], first_s + int(bucket) * past.step_s, int(past.counts[row, bucket]))
 
     async def _on_thread(self, work: Callable[[], Any]) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)

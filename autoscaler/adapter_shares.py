@@ -19,31 +19,24 @@ class AdapterShares:
         self._origin_s = 0.0
         self._largest: dict[str, float] | None = {}
 
-    def came(self, adapter: str | None, at_s: float, requests: int) -> None:
-        """Count requests for an adapter, or None for the model itself, which came at ``at_s``."""
-        if adapter is not None:
-            self.of_adapter(adapter, at_s, requests)
-        self.of_all(at_s, requests)
-
-    def of_all(self, at_s: float, requests: int) -> None:
-        """Count requests of the model, those for its adapters among them."""
-        weight = self._weight(at_s, requests)
+    def of_model(self, at_s: float, requests: int) -> None:
+        """Count requests that came for the model at ``at_s``, those for its adapters among them."""
+        weight = self._weigh(at_s, requests)
         self._sum += weight
 
     def of_adapter(self, adapter: str, at_s: float, requests: int) -> None:
-        """Count requests for an adapter that are counted among all by themselves."""
-        weight = self._weight(at_s, requests)
+        """Count requests that came for an adapter; ``of_model`` counts them too."""
+        weight = self._weigh(at_s, requests)
         self._weights[adapter] = self._weights.get(adapter, 0.0) + weight
         if len(self._weights) > MOST_KEPT:
             self._weights = dict(nlargest(MOST_KEPT // 2, self._weights.items(), key=lambda item: item[1]))
 
-    def _weight(self, at_s: float, requests: int) -> float:
+    def _weigh(self, at_s: float, requests: int) -> float:
+        """Return how much requests count; where all before them weigh nothing any more, forget that."""
         self._largest = None
-        if not math.isfinite(at_s):
-            return 0.0
         exponent = (at_s - self._origin_s) / MEMORY_S
-        if exponent < -_LARGEST_EXPONENT:
-            # From long before all else.
+        if not exponent >= -_LARGEST_EXPONENT or math.isinf(exponent):
+            # From long before all else, or of no time at all.
             return 0.0
         if exponent > _LARGEST_EXPONENT:
             self._weights, self._sum, self._origin_s, exponent = {}, 0.0, at_s, 0.0

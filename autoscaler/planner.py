@@ -68,6 +68,7 @@ class _Model:
     told: dict[str, Any] = field(default_factory=dict)
     adapters: AdapterShares = field(default_factory=AdapterShares)
     there_until_s: float = -math.inf
+    """When it last had an engine, of whatever state, on some replica."""
 
 
 @dataclass
@@ -116,12 +117,12 @@ class Planner:
         """Take what was counted; adapters count for their models."""
         merged: dict[tuple[float, str], int] = {}
         for count in counts:
-            model_id, _, adapter = count.series.partition(":")
-            key = (count.at_s, model_id)
+            key = (count.at_s, count.series.partition(":")[0])
             merged[key] = merged.get(key, 0) + count.requests
-            if model_id in self._models:
-                self._models[model_id].adapters.came(adapter or None, count.at_s, count.requests)
+            if ":" in count.series:
+                self.learn_share(count.series, count.at_s, count.requests)
         for (at_s, model_id), requests in sorted(merged.items()):
+            self.learn_share(model_id, at_s, requests)
             if model_id in self._models:
                 self._models[model_id].learner.came(at_s, requests)
 
@@ -133,15 +134,16 @@ class Planner:
                 # Counts of longer ago are of more than a second, which would look like more engines in use.
                 model.learner.came(at_s, min(requests, model.hosted.slots))
 
-    def restore_share(self, series: str, at_s: float, requests: int) -> None:
-        """Take requests for an adapter (``model:adapter``) or for a model, its adapters' among them, of before."""
+    def learn_share(self, series: str, at_s: float, requests: int) -> None:
+        """Take requests for an adapter (``model:adapter``), or for a model with those for its adapters."""
         model_id, _, adapter = series.partition(":")
-        if model_id in self._models:
-            shares = self._models[model_id].adapters
-            if adapter:
-                shares.of_adapter(adapter, at_s, requests)
-            else:
-                shares.of_all(at_s, requests)
+        if model_id not in self._models:
+            return
+        shares = self._models[model_id].adapters
+        if adapter:
+            shares.of_adapter(adapter, at_s, requests)
+        else:
+            shares.of_model(at_s, requests)
 
     def hear(self, report: ReplicaReport, now_s: float) -> dict[str, Order]:
         """Take what a replica says of itself; return what it is told, of models that are more than cold there.

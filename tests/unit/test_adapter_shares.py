@@ -11,8 +11,10 @@ from autoscaler.adapter_shares import MEMORY_S, MOST_KEPT, MOST_TOLD, AdapterSha
 
 def shares(*came: tuple[str | None, float, int]) -> dict[str, float]:
     made = AdapterShares()
-    for each in came:
-        made.came(*each)
+    for adapter, at_s, requests in came:
+        made.of_model(at_s, requests)
+        if adapter is not None:
+            made.of_adapter(adapter, at_s, requests)
     return made.largest()
 
 
@@ -46,7 +48,8 @@ def test_nonsense_and_what_is_very_old_count_nothing() -> None:
 def test_as_many_as_one_may_want() -> None:
     made = AdapterShares()
     for number in range(MOST_KEPT + 1):
-        made.came(f"a{number}", 0.0, number + 1)
+        made.of_model(0.0, number + 1)
+        made.of_adapter(f"a{number}", 0.0, number + 1)
     found = made.largest()
     assert list(found) == [f"a{MOST_KEPT - rank}" for rank in range(MOST_TOLD)]
     assert len(made._weights) <= MOST_KEPT
