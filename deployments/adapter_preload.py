@@ -69,8 +69,8 @@ class AdapterPreloader:
 
     async def look(self) -> None:
         """Load what is missing into the engines that are awake and have nothing in hand."""
-        for resident, expectation in self._residents.idle():
-            if resident.spec.lora_enabled and expectation.adapters:
+        for resident, expectation in self._residents.planned():
+            if resident.is_idle and resident.spec.lora_enabled and expectation.adapters:
                 try:
                     await self._fill(resident, expectation.adapters)
                 except DeploymentError as error:
@@ -97,7 +97,11 @@ class AdapterPreloader:
     async def _go_on(self) -> None:
         while True:
             await asyncio.sleep(PERIOD_S)
-            await self.look()
+            try:
+                await self.look()
+            except Exception:
+                # Nobody depends on it, and the next look may do better.
+                logger.exception("looking for adapters to load ahead failed")
 
     def __repr__(self) -> str:
         return f"<AdapterPreloader of {self._residents!r}>"

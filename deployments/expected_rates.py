@@ -6,13 +6,24 @@ from the plan), what is held because of it (``storage.preload``).
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
+from deployments.engine_view import Expectation
+from deployments.resident import Resident
 from storage.errors import StorageError
 
 logger = logging.getLogger(__name__)
 
 PERIOD_S = 5.0
+
+
+def snapshot_rates(planned: Iterable[tuple[Resident, Expectation]]) -> dict[str, float]:
+    """Return by snapshot how many requests a second the plan expects, of models that have one."""
+    rates: dict[str, float] = {}
+    for resident, expectation in planned:
+        if snapshot_id := resident.life.snapshot_id:
+            rates[snapshot_id] = rates.get(snapshot_id, 0.0) + expectation.expected_per_s
+    return rates
 
 
 class RatesTeller:

@@ -6,7 +6,6 @@ import os
 import runpy
 import signal
 import socket
-import struct
 import sys
 import threading
 import traceback
@@ -16,7 +15,7 @@ from typing import NoReturn
 import ray._raylet
 from setproctitle import getproctitle, setproctitle
 
-_LENGTH = struct.Struct("!Q")
+from deployments.pool_wire import receive_frame
 
 
 def run_worker(line: socket.socket, set_by_imports: Mapping[str, str]) -> NoReturn:
@@ -46,20 +45,14 @@ def run_worker(line: socket.socket, set_by_imports: Mapping[str, str]) -> NoRetu
 
 
 def _become(line: socket.socket, set_by_imports: Mapping[str, str]) -> str:
-    """Take on the launcher's surroundings; return the program to run."""
+    """Take on the launcher's surroundings; return the program to run. Raises EOFError if it has gone."""
     # As in a process of its own: the zygote ignores the end of its children.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.setsid()
-    head, descriptors, _, _ = socket.recv_fds(line, _LENGTH.size, 3, socket.MSG_WAITALL)
-    if len(head) < _LENGTH.size:
-        raise EOFError
-    (length,) = _LENGTH.unpack(head)
-    with line.makefile("rb") as frames:
-        asked = json.loads(frames.read(length) or "null")
-    if asked is None:
-        raise EOFError
+    _, descriptors, _, _ = socket.recv_fds(line, 1, 3)
+    asked = json.loads(receive_frame(line))
     for target, descriptor in enumerate(descriptors):
         os.dup2(descriptor, target)
         os.close(descriptor)

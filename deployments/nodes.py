@@ -23,7 +23,7 @@ from deployments.forked_engine import PoolAddress
 from deployments.health import check_goes_on
 from deployments.process_pool import ProcessPool
 from deployments.start_metrics import AheadMetrics
-from deployments.worker_launcher import door
+from deployments.worker_launcher import pool_link
 from storage.actor import NAMESPACE, StoreActor, StoreClient, store_name
 from storage.errors import StorageError
 from storage.lease import Lease, hold
@@ -44,9 +44,9 @@ class NodeActor(StoreActor):
         super().__init__(config)
         # Where Ray has this actor's own output, and so the dashboard looks for logs.
         output = Path("/proc/self/fd/1").resolve()
-        found_at = door(ray.get_runtime_context().get_node_id()) if modules else None
+        link = pool_link(ray.get_runtime_context().get_node_id()) if modules else None
         logs = output.parent if output.is_file() else Path(tempfile.gettempdir())
-        self._pool = ProcessPool(logs, device, modules, found_at)
+        self._pool = ProcessPool(logs, device, modules, link)
         self._pool.run()
         self._ahead = EnginesAhead(self._pool.address, self._held, AheadMetrics().count)
         self._ahead.open()

@@ -46,12 +46,12 @@ class ProcessPool:
         log_directory: Path,
         device: Literal["cpu", "gpu"] = "cpu",
         modules: Sequence[str] = (),
-        found_at: Path | None = None,
+        link: Path | None = None,
     ) -> None:
-        """``modules`` are imported beside what engines need; at ``found_at`` launchers of workers look for the pool."""
+        """``modules`` are imported beside what engines need; at ``link`` launchers of workers look for the pool."""
         self._device = device
         self._modules = modules
-        self._found_at = found_at
+        self._link = link
         # Of its own, because only whoever may open it can connect, and short, because a socket's path must be.
         self._directory = Path(tempfile.mkdtemp(prefix="fs-pool-", dir="/tmp"))
         self._log_directory = log_directory
@@ -68,24 +68,17 @@ class ProcessPool:
 
     def run(self) -> None:
         """Begin to start the zygote and to keep it running, in the background."""
-        if self._found_at is not None:
-            self._found_at.parent.mkdir(mode=0o700, exist_ok=True)
-            for link in self._found_at.parent.iterdir():
-                # Of pools whose owners were killed, and of this node's before.
-                if link == self._found_at or not link.exists():
-                    link.unlink(missing_ok=True)
-            self._found_at.symlink_to(self._directory)
+        if self._link is not None:
+            try:
+                _show(self._link, self._directory)
+            except OSError as error:
+                logger.warning("replicas are not forked, for nobody would find the process pool: %s", error)
         self._task = asyncio.get_running_loop().create_task(self._supervise())
 
     async def ready(self, timeout_s: float = START_TIMEOUT_S) -> None:
         """Return when engines can be forked. Raises ``TimeoutError``."""
         async with asyncio.timeout(timeout_s):
             await self._is_ready.wait()
-
-    def _forget_door(self) -> None:
-        with suppress(OSError):
-            if self._found_at is not None and self._found_at.readlink() == self._directory:
-                self._found_at.unlink()
 
     def process_id(self) -> int | None:
         """Return the zygote's process id while it runs."""
@@ -99,7 +92,7 @@ class ProcessPool:
         if self._line is not None:
             self._line.close()
             await self._ended()
-        self._forget_door()
+        _hide(self._link, self._directory)
         shutil.rmtree(self._directory, ignore_errors=True)
 
     async def _supervise(self) -> None:
@@ -119,7 +112,7 @@ class ProcessPool:
                 logger.error("the process pool ended with %s; see %s", process.returncode, self._log_path)
             long_lived = time.monotonic() - begin_s > FORGIVE_AFTER_S
             self._failures = 1 if long_lived else self._failures + 1
-        self._forget_door()
+        _hide(self._link, self._directory)
         logger.error("the process pool failed %d times; engines start without it", self._failures)
 
     async def _start(self) -> asyncio.subprocess.Process:
@@ -184,3 +177,20 @@ def _libraries(package: str, *patterns: str) -> list[str]:
         return []
     root = Path(spec.origin).parents[1]
     return [str(path) for pattern in patterns for path in sorted(root.glob(pattern))][:1]
+
+
+def _show(link: Path, directory: Path) -> None:
+    """Have ``link`` lead to a pool's directory. Raises OSError."""
+    link.parent.mkdir(mode=0o700, exist_ok=True)
+    for each in link.parent.iterdir():
+        # This node's before, and those of pools whose owners were killed.
+        if each == link or not each.exists():
+            each.unlink(missing_ok=True)
+    link.symlink_to(directory)
+
+
+def _hide(link: Path | None, directory: Path) -> None:
+    """Remove ``link``, unless another pool has taken it meanwhile."""
+    with suppress(OSError):
+        if link is not None and link.readlink() == directory:
+            link.unlink()

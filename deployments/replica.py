@@ -17,7 +17,7 @@ from deployments.adapter_preload import AdapterPreloader
 from deployments.engine import Engine
 from deployments.errors import EngineDiedError, EngineUnavailableError, FeedError, ReplicaLeavingError
 from deployments.event_log import log_with
-from deployments.expected_rates import RatesTeller
+from deployments.expected_rates import RatesTeller, snapshot_rates
 from deployments.feed import Feeds, GatewayFeed
 from deployments.hosting import HostedModels
 from deployments.imports import without_collecting
@@ -316,7 +316,9 @@ class ServedEngineReplica(EngineReplica):
         if forecaster is not None:
             self._residents.prewarms.tell = metrics.prewarmed
             self.follow(f"{forecaster}:{application}", pool, replica_id)
-        self._rates = RatesTeller(self._residents.snapshot_rates, lambda rates: node.expect(replica_id, rates))
+        self._rates = RatesTeller(
+            lambda: snapshot_rates(self._residents.planned()), lambda rates: node.expect(replica_id, rates)
+        )
         self._rates.run()
         self._preloader = AdapterPreloader(self._residents, self._leases)
         self._preloader.run()

@@ -68,6 +68,11 @@ class Resident:
         held_bytes = {"awake": self.life.awake_bytes, "asleep": self.life.asleep_bytes}.get(self.life.state, 0)
         watch.seen(self.spec.id, self.life.state, len(self.waiting), held_bytes)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether its engine is awake with nothing in hand."""
+        return self.life.state == "awake" and not (self.running or self.waiting or self.is_leaving)
+
     def refuse(self, reason: str) -> None:
         """Turn away who waits, and start it for nobody: it doesn't fit."""
         self.turn_away(reason)

@@ -126,15 +126,6 @@ class Residents:
         self._expected = expected
         self._kicked.set()
 
-    def snapshot_rates(self) -> dict[str, float]:
-        """Return by snapshot how many requests a second the plan expects, of models that have one."""
-        rates: dict[str, float] = {}
-        for model_id, expectation in self._expected.items():
-            resident = self._residents.get(model_id)
-            if resident is not None and (snapshot_id := resident.life.snapshot_id):
-                rates[snapshot_id] = rates.get(snapshot_id, 0.0) + expectation.expected_per_s
-        return rates
-
     def served(self, model_id: str, seconds: float) -> None:
         """Take a measurement: a request took so long from when it was admitted."""
         if (resident := self._residents.get(model_id)) is not None:
@@ -225,15 +216,10 @@ class Residents:
         """Return the engines of models that take adapters."""
         return {name: resident.life for name, resident in self._residents.items() if resident.spec.lora_enabled}
 
-    def idle(self) -> list[tuple[Resident, Expectation]]:
-        """Return what is awake with nothing in hand, with what the plan says of it, where it says something."""
-        return [
-            (resident, self._expected[model_id])
-            for model_id, resident in self._residents.items()
-            if model_id in self._expected
-            and resident.life.state == "awake"
-            and not (resident.running or resident.waiting or resident.is_leaving)
-        ]
+    def planned(self) -> list[tuple[Resident, Expectation]]:
+        """Return the models of which the plan says something, with that."""
+        expected = self._expected
+        return [(resident, expected[name]) for name, resident in self._residents.items() if name in expected]
 
     def views(self) -> list[EngineView]:
         """Return each model's engine as the residency decision sees it."""

@@ -15,16 +15,14 @@ from pathlib import Path
 
 # Under Ray's patience with a worker that doesn't register, which is a minute.
 COMING_S = 50.0
-# While nobody has said that there will be a zygote. The first workers of a node come before it: to import beside it
-# takes them less time than to wait until it has.
-ABSENT_S = 0.0
 LOOK_S = 0.05
 SOCKET = "workers"
+# As ``pool_wire`` has it.
 _LENGTH = struct.Struct("!Q")
 
 
-def door(node_id: str) -> Path:
-    """Return where a node's zygote is found: a link to the directory of its sockets."""
+def pool_link(node_id: str) -> Path:
+    """Return where a node's pool is found: a link to the directory of its sockets."""
     return Path(f"/tmp/fs-{os.getuid()}") / node_id[:24]  # noqa: S108 - its owner is checked
 
 
@@ -32,28 +30,29 @@ def main() -> None:
     """Have the worker of the command line forked, and end with it; or become it."""
     arguments = sys.argv[1:]
     node_id = next((each.partition("=")[2] for each in arguments if each.startswith("--node-id=")), "")
-    line = _connected(door(node_id))
+    line = _connected(pool_link(node_id))
     if line is None or not _handed_over(line, arguments):
         os.execv(sys.executable, [sys.executable, *arguments])  # noqa: S606
     # Until the worker's end, which is the end of the line.
     line.recv(1)
 
 
-def _connected(found_at: Path) -> socket.socket | None:
-    begin_s = time.monotonic()
-    while True:
-        is_coming = _is_ours(found_at.parent) and found_at.is_symlink()
+def _connected(link: Path) -> socket.socket | None:
+    """Return a connection to the zygote, once it listens; None if there will be none in time.
+
+    The first workers of a node come before there is a pool: to import beside it takes less time than to wait for it.
+    """
+    end_s = time.monotonic() + COMING_S
+    while _is_ours(link.parent) and link.is_dir() and time.monotonic() < end_s:
         line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            if is_coming:
-                line.connect(str(found_at / SOCKET))
-                return line
+            line.connect(str(link / SOCKET))
         except OSError:
-            pass
-        line.close()
-        if time.monotonic() - begin_s > (COMING_S if is_coming else ABSENT_S):
-            return None
-        time.sleep(LOOK_S)
+            line.close()
+            time.sleep(LOOK_S)
+        else:
+            return line
+    return None
 
 
 def _is_ours(directory: Path) -> bool:
@@ -68,8 +67,9 @@ def _handed_over(line: socket.socket, arguments: list[str]) -> bool:
     asked = {"arguments": arguments, "environment": dict(os.environ), "directory": str(Path.cwd())}
     frame = json.dumps(asked).encode()
     try:
-        socket.send_fds(line, [_LENGTH.pack(len(frame))], [0, 1, 2])
-        line.sendall(frame)
+        # The descriptors come with a byte of their own.
+        socket.send_fds(line, [b"!"], [0, 1, 2])
+        line.sendall(_LENGTH.pack(len(frame)) + frame)
         return line.recv(1) == b"f"
     except OSError:
         return False

@@ -14,7 +14,7 @@ import pytest
 
 from deployments import worker_launcher
 from deployments.forked_engine import PoolAddress
-from deployments.worker_launcher import door
+from deployments.worker_launcher import pool_link
 from tests.support.waiting import until
 
 # Says how it finds itself, then waits for a word.
@@ -43,7 +43,7 @@ class Started:
         launcher = [worker_launcher.__file__]
         if patience_s is not None:
             found = f"main = __import__('runpy').run_path({worker_launcher.__file__!r})['main']"
-            patience = f"main.__globals__.update(ABSENT_S={patience_s}, COMING_S={patience_s})"
+            patience = f"main.__globals__.update(COMING_S={patience_s})"
             launcher = ["-c", f"{found}; {patience}; main()"]
         self.process = subprocess.Popen(
             [sys.executable, "-I", "-S", *launcher, str(program), f"--node-id={node_id}", str(code)],
@@ -62,11 +62,11 @@ class Started:
 @pytest.fixture
 def node_id(pool_address: PoolAddress) -> Iterator[str]:
     """A node whose zygote is the session's."""
-    found_at = door(uuid.uuid4().hex)
-    found_at.parent.mkdir(mode=0o700, exist_ok=True)
-    found_at.symlink_to(Path(pool_address.socket_path).parent)
-    yield found_at.name
-    found_at.unlink()
+    link = pool_link(uuid.uuid4().hex)
+    link.parent.mkdir(mode=0o700, exist_ok=True)
+    link.symlink_to(Path(pool_address.socket_path).parent)
+    yield link.name
+    link.unlink()
 
 
 def test_it_is_as_if_it_had_been_started(node_id: str, tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_it_is_as_if_it_had_been_started(node_id: str, tmp_path: Path) -> None:
 
 
 def test_without_a_zygote_it_is_started(tmp_path: Path) -> None:
-    started = Started(tmp_path, uuid.uuid4().hex, code=3, patience_s=0.0)
+    started = Started(tmp_path, uuid.uuid4().hex, code=3)
     assert not started.said["has_vllm"]
     assert started.said["id"] == started.process.pid
     started.end()
@@ -92,13 +92,13 @@ def test_without_a_zygote_it_is_started(tmp_path: Path) -> None:
 
 
 def test_nor_is_one_waited_for_that_does_not_come(tmp_path: Path) -> None:
-    found_at = door(uuid.uuid4().hex)
-    found_at.parent.mkdir(mode=0o700, exist_ok=True)
-    found_at.symlink_to(tmp_path / "nothing")
+    link = pool_link(uuid.uuid4().hex)
+    link.parent.mkdir(mode=0o700, exist_ok=True)
+    link.symlink_to(tmp_path)
     try:
-        started = Started(tmp_path, found_at.name, patience_s=0.2)
+        started = Started(tmp_path, link.name, patience_s=0.2)
     finally:
-        found_at.unlink()
+        link.unlink()
     assert started.said["id"] == started.process.pid
     started.end()
 

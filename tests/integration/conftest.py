@@ -19,7 +19,7 @@ TENANTS: dict[str, dict[str, Any]] = {
 
 
 class OneAtATime:
-    """Ends a service before the next one begins: an idle one takes a fifth of two processors, and a gigabyte."""
+    """Ends a service before the next one begins: an idle one takes processors and memory too."""
 
     def __init__(self) -> None:
         self._running = ExitStack()

@@ -7,7 +7,7 @@ import pytest
 
 from deployments import expected_rates
 from deployments.engine_view import Expectation
-from deployments.expected_rates import RatesTeller
+from deployments.expected_rates import RatesTeller, snapshot_rates
 from storage.errors import StoreUnreachableError
 from storage.expected import SILENT_S, ExpectedRates
 from tests.support.gated_engines import Setup, spec
@@ -36,7 +36,7 @@ def test_what_replicas_expect_is_added_up_and_forgotten_when_they_are_silent() -
 async def test_models_with_one_snapshot_are_expected_together(setup: Setup) -> None:
     made = await setup(spec("a"), spec("b"))
     made.expect({name: Expectation(0.5, 0.0, 0.0, "test") for name in ("a", "b", "unknown")})
-    assert made.snapshot_rates() == {"its snapshot": 1.0}
+    assert snapshot_rates(made.planned()) == {"its snapshot": 1.0}
 
 
 async def test_it_is_told_again_after_the_store_was_away(monkeypatch: pytest.MonkeyPatch) -> None:
