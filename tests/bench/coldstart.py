@@ -6,8 +6,8 @@ replica is killed, so that Serve starts another, whose first engine comes from t
 answers awake beside it. A pool that has scaled to nothing gets its replica back, with the engine forked ahead of that
 and after it, and Ray Serve LLM from zero replicas. Then everything from nothing, with the weights in S3 at
 that speed: FlashServe's service from its command on, with a published snapshot, and the stock path, which downloads
-the checkpoint with boto3 and starts vLLM's API server. The targets are in `results`; missing one is a result, not a
-failure.
+the checkpoint with boto3 and starts vLLM's API server. The targets are in `coldstart_results`; missing one is a result,
+not a failure.
 
 Usage: python tests/bench/coldstart.py [--rounds 5] [--zero-rounds 3] [--cold-rounds 3]
 """
@@ -30,8 +30,25 @@ import httpx
 import psutil
 import yaml
 from coldstart_plot import plot
+from coldstart_results import (
+    ASLEEP,
+    AWAKE,
+    NOTHING,
+    POOL_DISK,
+    POOL_DRAM,
+    POOL_S3,
+    RAW_READ,
+    RAY_ZERO,
+    REPLICA,
+    STOCK,
+    STOCK_AWAKE,
+    ZERO,
+    ZERO_AFTER,
+    Samples,
+    results,
+)
 from process_tree import freeze, thaw
-from report import RESULTS_DIR, Result, Target, make_report, median_result, print_report, wide_console, write_report
+from report import RESULTS_DIR, make_report, print_report, wide_console, write_report
 from servers import (
     BENCH_DIR,
     DEFAULT_MODEL_DIR,
@@ -54,14 +71,6 @@ MAX_TOKENS = 8
 PATIENCE_S = 300.0
 SNAPSHOT_ID_DIGITS = 64
 
-AWAKE, STOCK_AWAKE = "awake", "stock vLLM, awake"
-ASLEEP, POOL_DRAM, POOL_DISK = "asleep", "process pool, snapshot in dram", "process pool, snapshot on disk"
-POOL_S3 = "process pool, snapshot in S3"
-REPLICA, RAY_ZERO = "new replica, its node warm", "Ray Serve LLM, from zero replicas"
-ZERO, ZERO_AFTER = "from zero replicas, engine forked ahead", "from zero replicas, engine after its replica"
-NOTHING, STOCK = "nothing warm, snapshot in S3", "stock vLLM, checkpoint in S3"
-
-Samples = dict[str, list[float]]
 Stages = dict[str, list[dict[str, float]]]
 
 
@@ -283,7 +292,7 @@ def until_no_replica(supervisor_pid: int) -> None:
 def _on_disk(url: str, storage: dict[str, str], samples: Samples) -> None:
     command(url, "stop")
     snapshot = drop_dram_copy(storage)
-    took(samples, "raw read", raw_read_s(snapshot))
+    took(samples, RAW_READ, raw_read_s(snapshot))
 
 
 def _in_s3(url: str, storage: dict[str, str]) -> None:
@@ -331,39 +340,6 @@ def stock_from_s3_s(work_dir: Path, s3_url: str) -> float:
 
 
 _CREDENTIALS = {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any", "AWS_DEFAULT_REGION": "us-east-1"}
-
-
-def results(samples: Samples) -> list[Result]:
-    """Medians of what was measured, and the comparisons with their targets."""
-    targets = {ASLEEP: Target(0.30, "max"), POOL_DRAM: Target(3.0, "max")}
-    found = [median_result(name, values, "s", targets.get(name)) for name, values in samples.items()]
-    if AWAKE in samples:
-        pairs = zip(samples[AWAKE], samples[STOCK_AWAKE], strict=True)
-        found.append(
-            median_result("awake, of stock vLLM's", [o / s for o, s in pairs], "", Target(1.1, "max"), STOCK_AWAKE)
-        )
-        pairs = zip(samples[POOL_DISK], samples["raw read"], strict=True)
-        beyond = [o - r for o, r in pairs]
-        found.append(median_result("process pool from disk, beyond the raw read", beyond, "s", Target(3.0, "max")))
-    if RAY_ZERO in samples:
-        zero_s = sorted(samples[RAY_ZERO])[len(samples[RAY_ZERO]) // 2]
-        for name in sorted(samples.keys() & {REPLICA, ZERO}):
-            ratios = [value / zero_s for value in samples[name]]
-            found.append(median_result(f"{name}, of Ray Serve LLM's", ratios, "", None, RAY_ZERO))
-    if STOCK in samples:
-        stock_s = sorted(samples[STOCK])[len(samples[STOCK]) // 2]
-        pairs = zip(samples[NOTHING], samples[STOCK], strict=True)
-        found.append(
-            median_result("nothing warm, of the stock path", [o / s for o, s in pairs], "", Target(0.5, "max"), STOCK)
-        )
-        for name, least in ((ASLEEP, 100.0), (POOL_DRAM, 8.0), (POOL_S3, None)):
-            if name not in samples:
-                continue
-            ratios = [stock_s / value for value in samples[name]]
-            found.append(
-                median_result(f"stock path over {name}", ratios, "x", Target(least, "min") if least else None, STOCK)
-            )
-    return found
 
 
 def main() -> None:
