@@ -11,7 +11,6 @@ import pytest
 import ray
 from ray import serve
 from ray.cluster_utils import Cluster
-from ray.util.state import list_actors
 
 from deployments.forked_engine import surroundings_of
 from deployments.nodes import NodeKeeper
@@ -19,13 +18,14 @@ from deployments.recipe import Recipe, remember
 from storage.actor import NAMESPACE, store_name
 from storage.errors import SnapshotMissingError
 from storage.store import StoreConfig
-from tests.support.service import free_port
 from tests.support.snapshot_samples import make_snapshot
 from tests.support.waiting import until
 
 APPLICATION = "nodes-test"
 FORECASTER = "forecaster"
 FORKED = "forking an engine of m ahead of its replica"
+# Ray's waiting without an end can't be ended by a test's timeout either.
+WITHIN_S = 120
 
 
 class StubForecaster:
@@ -38,7 +38,7 @@ class StubForecaster:
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "dashboard_port": free_port()})
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     ray.init(address=made.address, namespace=NAMESPACE, log_to_driver=False)
     yield made
     serve.shutdown()
@@ -53,10 +53,6 @@ def store_of(node_id: str) -> Any:
         return None
 
 
-def living_stores() -> list[Any]:
-    return [actor for actor in list_actors() if actor.class_name == "NodeActor" and actor.state == "ALIVE"]
-
-
 def test_every_node_has_its_store_as_long_as_the_application_lives(cluster: Cluster, tmp_path: Path) -> None:
     published = make_snapshot(tmp_path / "published", 1)
     # One machine plays all nodes, so their stores must not share directories: one after another has the lock.
@@ -65,12 +61,12 @@ def test_every_node_has_its_store_as_long_as_the_application_lives(cluster: Clus
     handle = serve.run(keeper.bind(config, "cpu", FORECASTER), name=APPLICATION, route_prefix=None)
     first = ray.get_runtime_context().get_node_id()
     store = until(lambda: store_of(first))
-    place = ray.get(store.acquire.remote(published.id, str(tmp_path / "published")))
+    place = ray.get(store.acquire.remote(published.id, str(tmp_path / "published")), timeout=WITHIN_S)
     assert (place.tier, place.path) == ("dram", str(tmp_path / "dram" / published.id))
     with pytest.raises(SnapshotMissingError):
-        ray.get(store.acquire.remote("0" * 64, None))
+        ray.get(store.acquire.remote("0" * 64, None), timeout=WITHIN_S)
 
-    os.kill(living_stores()[0].pid or ray.get(store.describe.remote()), signal.SIGKILL)
+    os.kill(ray.get(store.__ray_call__.remote(lambda _: os.getpid()), timeout=WITHIN_S), signal.SIGKILL)
     described = until(lambda: _described(handle, first))
     assert [tier["snapshots"][0]["id"] for tier in described.values()] == [published.id] * 2, "it found its files again"
 
@@ -82,13 +78,13 @@ def test_every_node_has_its_store_as_long_as_the_application_lives(cluster: Clus
     # What is forked fails, for that is how no engine is started; the actor's log is all that tells of it.
     forecaster = ray.remote(StubForecaster).options(name=f"{FORECASTER}:{APPLICATION}", num_cpus=0)  # type: ignore[attr-defined]
     wanting = forecaster.remote()
-    pool = ray.get(store_of(first).pool_address.remote())
+    pool = ray.get(store_of(first).pool_address.remote(), timeout=WITHIN_S)
     asyncio.run(remember(pool, Recipe("m", "key", surroundings_of(pool, "m"), b"no engine", published.id)))
     until(lambda: any(FORKED in path.read_text() for path in Path(pool.log_directory).glob("worker-*.err")))
     ray.kill(wanting)
 
     serve.delete(APPLICATION)
-    until(lambda: not living_stores())
+    until(lambda: store_of(first) is None)
 
 
 def _described(handle: Any, node_id: str) -> Any:

@@ -23,6 +23,8 @@ from tests.support import faulty_store
 from tests.support.waiting import until
 
 APPLICATION = "peers-test"
+# Ray's waiting without an end can't be ended by a test's timeout either.
+WITHIN_S = 120
 JOINERS = 4
 # Large enough to go through the object store, which small results don't.
 FILES, EACH_BYTES = 32, 300_000
@@ -86,7 +88,7 @@ def start_store(nodes: list[str], s3: S3Server, tmp_path: Path) -> Iterator[Star
             scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
         )
         started[name] = actor.remote(config, *fault)
-        ray.get(started[name].describe.remote())
+        ray.get(started[name].describe.remote(), timeout=WITHIN_S)
         return started[name], root / "dram"
 
     yield start
@@ -102,7 +104,7 @@ def test_a_group_reads_s3_about_once_and_who_joins_reads_none(
     # Slow enough that they see each other before they are done.
     s3.bytes_per_s = 5e6
     stores = [start_store(number) for number in range(JOINERS - 1)]
-    ray.get([store.acquire.remote(manifest.id, URL) for store, _ in stores])
+    ray.get([store.acquire.remote(manifest.id, URL) for store, _ in stores], timeout=WITHIN_S)
     for _, dram in stores:
         verify(manifest, dram / manifest.id)
     assert SIZE_BYTES <= s3.read_bytes <= 1.5 * SIZE_BYTES
@@ -110,7 +112,7 @@ def test_a_group_reads_s3_about_once_and_who_joins_reads_none(
     # It needs no source at all, as for a model whose checkpoint another node has made a snapshot of.
     read_bytes = s3.read_bytes
     store, dram = start_store(JOINERS - 1)
-    ray.get(store.acquire.remote(manifest.id, None))
+    ray.get(store.acquire.remote(manifest.id, None), timeout=WITHIN_S)
     verify(manifest, dram / manifest.id)
     assert s3.read_bytes == read_bytes
 
@@ -120,10 +122,10 @@ def test_a_peer_that_fails_in_the_middle_is_replaced_by_s3(
     s3: S3Server, manifest: Manifest, start_store: StartStore, fault: str
 ) -> None:
     seed, _ = start_store(0, fault, FILES // 2)
-    ray.get(seed.acquire.remote(manifest.id, URL))
+    ray.get(seed.acquire.remote(manifest.id, URL), timeout=WITHIN_S)
     read_bytes = s3.read_bytes
     store, dram = start_store(1)
-    ray.get(store.acquire.remote(manifest.id, URL))
+    ray.get(store.acquire.remote(manifest.id, URL), timeout=WITHIN_S)
     verify(manifest, dram / manifest.id)
     # The half that was given is not read again; what was on its way when the peer failed may be.
     assert SIZE_BYTES / 2 <= s3.read_bytes - read_bytes <= SIZE_BYTES / 2 + 3 * EACH_BYTES + _manifest_bytes(s3)

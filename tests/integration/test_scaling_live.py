@@ -16,6 +16,8 @@ from autoscaler.config import AutoscalingConfig
 from tests.support.waiting import until
 
 APPLICATION = "scaling-test"
+# Ray's waiting without an end can't be ended by a test's timeout either.
+WITHIN_S = 60
 
 
 class StubForecaster:
@@ -73,7 +75,7 @@ def test_by_the_plan_by_load_and_to_nothing() -> None:
         )
         .remote()
     )
-    ray.get(forecaster.say.remote(2))
+    ray.get(forecaster.say.remote(2), timeout=WITHIN_S)
     pool = PoolConfig(name="pool", min_replicas=0, max_replicas=3)
     scaling = scaling_of(pool, AutoscalingConfig(target_ongoing_requests=1, downscale_s=2))
     # As quick as Serve allows, where its usual windows would be most of this test.
@@ -82,7 +84,7 @@ def test_by_the_plan_by_load_and_to_nothing() -> None:
     handle = serve.run(held.bind(), name=APPLICATION, route_prefix=None)
 
     until(lambda: replicas() == 2)
-    ray.get(forecaster.say.remote(0))
+    ray.get(forecaster.say.remote(0), timeout=WITHIN_S)
     until(lambda: replicas() == 0)
 
     # And back, for a request.
@@ -90,7 +92,7 @@ def test_by_the_plan_by_load_and_to_nothing() -> None:
     until(lambda: replicas() == 0)
 
     # A forecaster that hangs, and one that is dead: load counts.
-    ray.get(forecaster.say.remote(0, hang=True))
+    ray.get(forecaster.say.remote(0, hang=True), timeout=WITHIN_S)
     requests = [handle.remote() for _ in range(2)]
     until(lambda: replicas() == 2)
     ray.kill(forecaster)
