@@ -28,8 +28,7 @@ _KV_CACHE_SIZES = {"gpu_memory_utilization", "kv_cache_memory_bytes"}
 CPU_EXECUTOR = "deployments.cpu_executor.CpuExecutor"
 CPU_WORKER = "deployments.cpu_worker.SleepingCpuWorker"
 GPU_WORKER_EXTENSION = "deployments.gpu_worker.SleepingGpuWorker"
-# On a CPU vLLM schedules synchronously, so this stands in for the scheduler that it would choose itself.
-CPU_SCHEDULER = "deployments.resuming_scheduler.ResumingScheduler"
+SCHEDULER = "deployments.resuming_scheduler.make_scheduler"
 
 # The load format of ``snapshot_loader``, which only vLLM's own processes import.
 SNAPSHOT_FORMAT = "flashserve"
@@ -67,6 +66,7 @@ def engine_args(spec: ModelSpec) -> AsyncEngineArgs:
         # Within its batch limits an engine takes tenants' sequences in the order of their ranks; where nobody is ranked
         # that is the order of arrival.
         "scheduling_policy": "priority",
+        "scheduler_cls": SCHEDULER,
     }
     if spec.lora_enabled:
         values |= {"enable_lora": True, "max_loras": spec.max_loras, "max_lora_rank": spec.max_lora_rank}
@@ -74,7 +74,6 @@ def engine_args(spec: ModelSpec) -> AsyncEngineArgs:
         values |= {
             "distributed_executor_backend": CPU_EXECUTOR,
             "worker_cls": CPU_WORKER,
-            "scheduler_cls": CPU_SCHEDULER,
         }
         if not _KV_CACHE_SIZES & spec.engine.keys():
             model = AsyncEngineArgs(**(values | spec.engine)).create_model_config()

@@ -19,9 +19,9 @@ def check_resumable(spec: ModelSpec, llm: AsyncLLM, params: SamplingParams) -> N
     Raises:
         ResumeUnsupportedError: it would go on, but perhaps differently.
     """
-    if spec.device != "cpu":
-        # vLLM's model runner there is another, of which it has not been shown.
-        raise ResumeUnsupportedError(spec.id, "that is known to be exact for engines on a CPU only")
+    if spec.device != "cpu" and not llm.vllm_config.use_v2_model_runner:
+        # The worker's part is there for a CPU only, and V2 does without.
+        raise ResumeUnsupportedError(spec.id, "on a GPU that needs vLLM's model runner V2, which can't run this model")
     if params.seed is not None and llm.vllm_config.speculative_config is not None:
         raise ResumeUnsupportedError(spec.id, "a seed can't be followed through speculative decoding")
 

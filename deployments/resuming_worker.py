@@ -3,8 +3,8 @@
 Covers: the batch of vLLM's V1 model runner, which every worker on a CPU has. A request that comes back after it was
 preempted brings its output along; one that is resumed gets its delivered tokens at the same place, so penalties,
 ``min_tokens`` and everything else that looks at output see what they would have seen. Nothing is done in a step that
-adds no request. Does not cover: V2, the model runner of GPUs; its scheduler output has all tokens already, and its
-noise depends on seed and position alone.
+adds no request. Does not cover: V2, the model runner of GPUs, which needs nothing: it hears of all tokens and how many
+of them are the prompt, as for any request that was preempted, and its noise depends on seed and position alone.
 
 The names of vLLM's that are not public stand here and nowhere else; ``tests/contract/test_vllm_names.py`` guards them.
 """

@@ -135,7 +135,7 @@ async def test_what_was_counted_is_not_counted_again(asking: Asking, engine: Vll
 async def test_an_engine_that_can_not_says_so(engine: VllmEngine, asking: Asking) -> None:
     gpu = VllmEngine(ModelSpec(CHAT_MODEL, "", device="gpu"))
     gpu._llm = engine._llm
-    with pytest.raises(ResumeUnsupportedError, match="CPU only"):
+    with pytest.raises(ResumeUnsupportedError, match="model runner V2"):
         await anext(gpu.generate(asking.request("greedy", [1], None)))
 
 

@@ -151,6 +151,17 @@ def test_resuming_scheduler() -> None:
     assert "reasoner.is_reasoning_end(" in inspect.getsource(StructuredOutputManager.should_fill_bitmask)
 
 
+def test_resuming_on_a_gpu() -> None:
+    """`deployments/resumable.py` counts on V2 for these: output that comes with a new request stays output."""
+    assert "                    req._all_token_ids,\n" in inspect.getsource(Scheduler.schedule)
+    v2 = Path(vllm.__file__).parent / "v1" / "worker" / "gpu"
+    runner = (v2 / "model_runner.py").read_text()
+    assert "prompt_len=prompt_len,\n                all_token_ids=new_req_data.prefill_token_ids," in runner
+    penalties = (v2 / "sample" / "penalties.py").read_text()
+    assert "mask = block < prefill_len\n        mask &= block >= prompt_len" in penalties
+    assert "tl.randint(seed, pos)" in (v2 / "sample" / "gumbel.py").read_text()
+
+
 def test_resuming_worker() -> None:
     """`deployments/resuming_worker.py` restores requests by these."""
     runner = inspect.getsource(GPUModelRunner)
