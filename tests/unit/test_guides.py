@@ -12,27 +12,12 @@ from typer.main import get_command
 from app.cli import cli
 from app.config import AppConfig, parse_config
 from tests.support.declared_metrics import documented
+from tests.support.guides import GUIDES, blocks, typed
 from tests.support.service import ROOT
 
-GUIDES = sorted((ROOT / "app" / "guides").glob("*.md"))
 SECTIONS = ("models", "pools", "gateway", "admission", "storage", "autoscaling", "security", "tracing")
 # Files that commands in the guides name; those that have to be there are made.
 FILES = {"another.yaml": "id: another", "requests.csv": "1", "serve_config.yaml": "{}"}
-
-
-def blocks(guide: Path, kind: str) -> list[str]:
-    found = re.findall(rf"^( *)```{kind}\n(.*?)^\1```", guide.read_text(), re.DOTALL | re.MULTILINE)
-    return [re.sub(rf"^{indent}", "", text, flags=re.MULTILINE) for indent, text in found]
-
-
-def typed() -> list[str]:
-    lines = (line for guide in GUIDES for block in blocks(guide, "sh") for line in block.splitlines() if line)
-    inline = (
-        found.replace("MODEL", "m")
-        for guide in GUIDES
-        for found in re.findall(r"`(flashserve [a-z][^`]*)`", guide.read_text())
-    )
-    return sorted({*lines, *inline})
 
 
 def test_there_is_one_for_each_and_the_readme_leads_to_them() -> None:

@@ -1,0 +1,54 @@
+"""Every command of the guides, as it stands there, beside a service that runs."""
+
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.support.guides import typed
+from tests.support.service import CHAT_MODEL, EMBEDDING_MODEL, MODELS, Service, clean_environment, command, free_port
+from tests.support.tenants import KeysFile
+
+# An engine that has started from it would keep it; one whose first start built it doesn't.
+MAY_BE_REFUSED = {f"flashserve snapshot rm {CHAT_MODEL}": "use"}
+REQUESTS = "timestamp_s,model\n" + "".join(f"{at_s},{CHAT_MODEL}\n" for at_s in range(0, 900, 60))
+# That of whoever adds a model has what it needs to be served.
+ANOTHER = {
+    "id": "another",
+    "source": str(MODELS / EMBEDDING_MODEL),
+    "engine": {"runner": "pooling", "dtype": "float32", "enforce_eager": True},
+}
+
+
+@pytest.fixture
+def place(guarded: Service, tmp_path: Path) -> Path:
+    """Where whoever reads the guides stands: beside the service's file and its snapshots."""
+    document = yaml.safe_load((guarded.directory / "config.yaml").read_text())
+    # The service has its own port already, which would be wrong with a file that is to be served.
+    document["http_options"]["port"] = free_port()
+    (tmp_path / "serve_config.yaml").write_text(yaml.safe_dump(document))
+    (tmp_path / "another.yaml").write_text(yaml.safe_dump(ANOTHER))
+    (tmp_path / "requests.csv").write_text(REQUESTS)
+    (tmp_path / ".flashserve").mkdir()
+    (tmp_path / ".flashserve" / "snapshots").symlink_to(guarded.directory / "disk")
+    return tmp_path
+
+
+def test_they_do_what_the_guides_say(guarded: Service, keys_file: KeysFile, place: Path) -> None:
+    surroundings = clean_environment(FLASHSERVE_URL=guarded.url, FLASHSERVE_API_KEY=keys_file.keys["root"])
+    wrong = {}
+    for line in typed():
+        program, *arguments = shlex.split(line)
+        done = subprocess.run(
+            [command(program), *arguments],
+            cwd=place, env=surroundings | {"COLUMNS": "200"}, capture_output=True, text=True, timeout=240, check=False,
+        )  # fmt: skip
+        said = done.stdout + done.stderr
+        print(f"$ {line}\n{said}", flush=True)
+        is_refused = done.returncode == 1 and MAY_BE_REFUSED.get(line, "Traceback") in said
+        if (done.returncode and not is_refused) or "Traceback" in said:
+            wrong[line] = f"{done.returncode}: {said}"
+    assert not wrong, os.linesep.join(wrong)
