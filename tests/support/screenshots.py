@@ -1,18 +1,22 @@
 """Pictures of a real service for the README: the status page, light and dark, Ray's dashboard, and the terminal.
 
-Usage: CHROMIUM=/path/to/chromium python tests/support/screenshots.py [--url URL] [--into app/guides]
+Usage: CHROMIUM=/path/to/chromium python tests/support/screenshots.py [--url URL] [--into app/guides/pictures]
 
-Without a URL the demo models are served, asked for something, put to sleep and woken first; with one, there is no
-picture of Ray's dashboard. A service with API keys wants an administrator's in FLASHSERVE_API_KEY.
+Without a URL the demo models are served, asked for something, put to sleep and woken first, and asked for more while
+the pictures are taken; with one, there is no picture of Ray's dashboard. A service with API keys wants an
+administrator's in FLASHSERVE_API_KEY.
 """
 
 import argparse
 import asyncio
 import os
+import re
 import subprocess
 import sys
 import tempfile
-from contextlib import nullcontext
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +33,7 @@ WIDTH, COLUMNS = 1280, 110
 UP_TO_DATE = "document.getElementById('connection')?.textContent === 'up to date'"
 # For charts that begin when the page is opened.
 LOOK_ON_S = 12.0
+CLIENTS = 3
 RAY_TOKEN_COOKIE = "ray-authentication-token"  # noqa: S105 - its name
 
 
@@ -42,6 +47,27 @@ def use(url: str) -> None:
     ]  # fmt: skip
     for path, body in asked:
         httpx.post(url + path, json=body, timeout=120).raise_for_status()
+
+
+@contextmanager
+def under_load(url: str) -> Iterator[None]:
+    """Have clients who ask for streams all the time."""
+    is_over = threading.Event()
+
+    def ask() -> None:
+        body = {"model": CHAT_MODEL, "prompt": "Once upon a time", "max_tokens": 64, "ignore_eos": True, "stream": True}
+        while not is_over.is_set():
+            httpx.post(f"{url}/v1/completions", json=body, timeout=120).raise_for_status()
+
+    clients = [threading.Thread(target=ask) for _ in range(CLIENTS)]
+    for client in clients:
+        client.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        for client in clients:
+            client.join()
 
 
 async def page(url: str, into: Path) -> None:
@@ -69,9 +95,9 @@ async def dashboard(service: Service, into: Path) -> None:
             token = service.environment["RAY_AUTH_TOKEN"]
             await opened.do("Network.setCookie", name=RAY_TOKEN_COOKIE, value=token, url=service.dashboard)
             await opened.do("Page.navigate", url=f"{service.dashboard}/#/serve")
-            await opened.until("document.body.innerText.includes('Engines-default')")
+            await opened.until("document.body?.innerText.includes('Engines-default')")
             await asyncio.sleep(LOOK_ON_S)
-            await opened.picture(into / "ray-dashboard.png")
+            await opened.picture(into / "ray-dashboard.png", whole=False)
 
 
 def terminal(url: str, into: Path) -> None:
@@ -84,24 +110,29 @@ def terminal(url: str, into: Path) -> None:
     with Path(os.devnull).open("w") as nowhere:
         console = Console(record=True, width=COLUMNS, file=nowhere)
         console.print("$ flashserve status", Text.from_ansi(shown), sep="\n")
-        console.save_svg(str(into / "status.svg"), title="flashserve status")
+        drawn = console.export_svg(title="flashserve status")
+    # Without the fonts that it would fetch from somewhere.
+    (into / "status.svg").write_text(re.sub(r"@font-face \{.*?\}", "", drawn, flags=re.DOTALL))
 
 
 def main() -> None:
     """Take them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--url")
-    parser.add_argument("--into", type=Path, default=Path("app/guides"))
+    parser.add_argument("--into", type=Path, default=Path("app/guides/pictures"))
     arguments = parser.parse_args()
     if CHROMIUM is None:
         sys.exit("There is no Chromium: install one, or name it in the variable CHROMIUM.")
+    arguments.into.mkdir(exist_ok=True)
     with deployed(demo_args()) if arguments.url is None else nullcontext() as service:
         url = arguments.url or service.url
         if service is not None:
             use(url)
+        with nullcontext() if service is None else under_load(url):
+            asyncio.run(page(url.rstrip("/"), arguments.into))
+            terminal(url, arguments.into)
+        if service is not None:
             asyncio.run(dashboard(service, arguments.into))
-        asyncio.run(page(url.rstrip("/"), arguments.into))
-        terminal(url, arguments.into)
     print(*sorted(map(str, arguments.into.glob("*.[ps][nv]g"))), sep="\n")
 
 
