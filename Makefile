@@ -8,7 +8,7 @@ TORCH := $(shell grep '^torch==' requirements.lock 2>/dev/null)
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 SOURCES := app deployments autoscaler storage tests
 
-.PHONY: help setup models serve serve-s3 test check format lock clean bench-throughput bench-coldstart bench-many-models bench-storage bench-storage-gpu bench-migration bench-partings bench-forecast bench-autoscale bench-tenants bench-lora bench-cluster bench-cluster-decisions bench-observability screenshots stress stress-sleep
+.PHONY: help setup models serve serve-s3 test check format lock clean bench-throughput bench-coldstart bench-many-models bench-storage bench-storage-gpu bench-migration bench-partings bench-replay bench-forecast bench-autoscale bench-tenants bench-lora bench-cluster bench-cluster-decisions bench-observability screenshots stress stress-sleep
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -94,6 +94,9 @@ stress-sleep: models ## a thousand sleeps and wakes of one engine: the same answ
 # Without TRACES: the samples in tests/data/traces.
 bench-autoscale: setup ## every scaling policy on recorded traces, TRACES=directory (about half an hour on one core)
 	$(BIN)/python tests/bench/autoscale.py $(TRACES)
+
+bench-replay: models ## ten minutes of a recorded trace, served and replayed (about a quarter of an hour)
+	$(BIN)/python tests/bench/replay_validation.py
 
 bench-forecast: setup ## how well forecasters forecast recorded demand, TRACES=directory (a few minutes)
 	$(BIN)/python tests/bench/forecast_error.py $(TRACES)
