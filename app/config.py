@@ -81,7 +81,7 @@ class PoolConfig(_Section):
     models: Literal["*"] | list[str] = Field("*", description="ids of the models it hosts; * for all")
     max_ongoing_requests: int = Field(256, ge=1, description="sequences a replica works on, or holds, at once")
     device_bytes: ByteSize | None = Field(None, description="memory for engines, awake and asleep; null: no limit")
-    drain_s: float = Field(30.0, gt=0, description="how long a replica that leaves keeps streams that can't move")
+    drain_s: float = Field(120.0, gt=0, description="how long a replica that leaves keeps streams that can't move")
 
     @model_validator(mode="after")
     def _replicas_in_order(self) -> "PoolConfig":
@@ -101,7 +101,7 @@ class GatewayConfig(_Section):
     )
     max_ongoing_requests: int = Field(1024, ge=1, description="requests a gateway works on at once")
     max_body_bytes: int = Field(8 * 1024 * 1024, ge=1024, description="larger requests get 413")
-    drain_s: float = Field(30.0, gt=0, description="how long a gateway that leaves lets its connections end")
+    drain_s: float = Field(300.0, gt=0, description="how long a gateway that leaves lets its connections end")
 
 
 class AdmissionConfig(_Section):
