@@ -37,7 +37,8 @@ STREAM_TIMEOUT_S = 240.0
 # Streams that are to move may end or be hit before.
 MIGRATION_TRIES = 10
 SETTLE_S = 60.0
-SCALE_S = 120.0
+# A redeploy replaces all of the application, and a busy machine imports for all of it.
+SCALE_S = 300.0
 SCALE_DOWN = "scale down"
 COUNT_PERIOD_S = 5.0
 # About as long as an engine takes to start.
