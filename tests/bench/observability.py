@@ -5,7 +5,7 @@ an engine that needs no model and takes no time. So whatever is spent is spent o
 cost is the highest there can be; with a real engine on the same cores it is divided by what that takes. Rounds
 alternate between them; the load comes from this process.
 
-Usage: python tests/bench/observability.py [--rounds 9] [--requests 400]
+Usage: python tests/bench/observability.py [--rounds 40] [--requests 100]
        python tests/bench/observability.py serve VARIANT ENDPOINT     (one gateway; prints its port)
 """
 
@@ -153,8 +153,8 @@ def results(found: dict[str, Any]) -> Iterator[Result]:
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--requests", type=int, default=400)
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--requests", type=int, default=100)
     arguments = parser.parse_args()
     with collecting() as collector, ExitStack() as running:
         ports = {name: running.enter_context(serving(name, collector.endpoint)) for name in VARIANTS}
