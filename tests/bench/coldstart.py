@@ -189,6 +189,18 @@ def until_it_answers(url: str, since_s: float) -> float:
     raise RuntimeError(message)
 
 
+def until_healthy(url: str, patience_s: float = PATIENCE_S) -> None:
+    """Wait until every model of a service can serve."""
+    deadline_s = time.perf_counter() + patience_s
+    while time.perf_counter() < deadline_s:
+        with suppress(httpx.HTTPError):
+            if httpx.get(f"{url}/health", timeout=30).is_success:
+                return
+        time.sleep(0.5)
+    message = f"{url} was not healthy within {patience_s:.0f} s"
+    raise RuntimeError(message)
+
+
 def serving(config: dict[str, Any], work_dir: Path) -> tuple[list[str], str]:
     """The command that serves a configuration, and where it will answer."""
     file = work_dir / "flashserve.yaml"

@@ -24,7 +24,7 @@ from typing import Any
 import httpx
 import numpy as np
 import torch
-from coldstart import serving, supervised
+from coldstart import serving, supervised, until_healthy
 from many_models_plot import plot
 from report import RESULTS_DIR, Result, Target, make_report, print_report, wide_console, write_report
 from safetensors.torch import load_file, save_file
@@ -243,14 +243,7 @@ def running(work_dir: Path, sources: list[str], device_bytes: int | None) -> Ite
     """A service with these models; yields where it answers, once all of them can serve."""
     arguments, url = serving(config(work_dir, sources, device_bytes), work_dir)
     with supervised(arguments, work_dir, work_dir / "flashserve.log"):
-        deadline_s = time.perf_counter() + PATIENCE_S
-        while time.perf_counter() < deadline_s:
-            try:
-                if httpx.get(f"{url}/health", timeout=30).is_success:
-                    break
-            except httpx.HTTPError:
-                pass
-            time.sleep(0.5)
+        until_healthy(url, PATIENCE_S)
         yield url
 
 

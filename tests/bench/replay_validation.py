@@ -22,7 +22,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from coldstart import serving, supervised
+from coldstart import serving, supervised, until_healthy
 from replay_validation_plot import plot
 from report import RESULTS_DIR, Result, make_report, median_result, print_report, wide_console, write_report
 from servers import DEFAULT_MODEL_DIR, flashserve_config, free_port
@@ -81,18 +81,6 @@ class Client:
     async def wakes(self) -> int:
         told = (await self._http.get("/admin/models")).json()["models"]
         return sum(engine["wakes"] for engine in told.values())
-
-    async def until_it_answers(self) -> None:
-        deadline_s = time.perf_counter() + PATIENCE_S
-        while time.perf_counter() < deadline_s:
-            try:
-                if (await self._http.get("/health")).is_success:
-                    return
-            except httpx.HTTPError:
-                pass
-            await asyncio.sleep(0.5)
-        message = f"the service did not answer within {PATIENCE_S:.0f} s"
-        raise RuntimeError(message)
 
 
 def chosen(seconds: float) -> dict[str, np.ndarray]:
@@ -178,8 +166,8 @@ async def measure(work_dir: Path, seconds: float, keep_awake_s: float) -> list[R
     moments = chosen(seconds)
     arguments, url = serving(config(work_dir, list(moments), keep_awake_s), work_dir)
     with supervised(arguments, work_dir, work_dir / "flashserve.log"):
+        until_healthy(url)
         client = Client(url)
-        await client.until_it_answers()
         awake, asleep = await measured(client, list(moments))
         real, wakes = await served(client, moments)
     wake_s = float(np.median(asleep.first_s) - np.median(awake.first_s))
