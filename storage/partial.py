@@ -9,6 +9,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import threading
 from pathlib import Path
 from typing import Literal, Self
 
@@ -29,6 +30,9 @@ class UnfinishedSnapshot:
         self.tier: TierName = tier
         self._root = root
         self.directory = root / PARTIALS_NAME / secrets.token_hex(8)
+        # A thread may still be finishing what another one gives up: what is being removed must not appear.
+        self._ending = threading.Lock()
+        self._is_given_up = False
         # Under the lock of those who look for dead writers: this one must not be taken for dead before it has its own.
         with DirectoryLock(root / PARTIALS_NAME, wait=True):
             self.directory.mkdir()
@@ -39,14 +43,16 @@ class UnfinishedSnapshot:
         """Make the snapshot appear, whole and durable, and return its directory. One that is there already is kept.
 
         Raises:
-            StorageError: it could not be made durable; nothing is left behind.
+            StorageError: it could not be made durable, or another thread gave it up; nothing is left behind.
         """
         target = self._root / manifest.id
         try:
             (self.directory / MANIFEST_NAME).write_bytes(manifest.to_json())
             if self.tier == "disk":  # memory doesn't outlive the machine anyway
                 sync_tree(self.directory)
-            with DirectoryLock(self._root / PARTIALS_NAME, wait=True):
+            with self._ending, DirectoryLock(self._root / PARTIALS_NAME, wait=True):
+                if self._is_given_up:
+                    raise FileNotFoundError(errno.ENOENT, "it was given up", str(self.directory))
                 (self.directory / _LOCK_NAME).unlink(missing_ok=True)
                 self.directory.rename(target)
             _sync(self._root)
@@ -59,6 +65,8 @@ class UnfinishedSnapshot:
 
     def abandon(self) -> None:
         """Remove what was written, unless it was finished; harmless afterwards."""
+        with self._ending:
+            self._is_given_up = True
         shutil.rmtree(self.directory, ignore_errors=True)
         self._lock.__exit__()
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,29 @@ def test_an_abandoned_one_leaves_nothing(tier: LocalTier, manifest: Manifest) ->
     partial.abandon()
     partial.abandon()
     assert left_behind(tier) == tier.ids() == []
+
+
+def test_one_given_up_while_a_thread_finishes_it_does_not_appear(
+    tier: LocalTier, made: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partial = tier.begin(manifest)
+    copy_snapshot(manifest, DirectoryFolder(made), [partial], ONCE)
+    remove = shutil.rmtree
+    finishing = ThreadPoolExecutor(1)
+    finished: list[Future[Path]] = []
+
+    def finished_meanwhile(directory: Path, **options: bool) -> None:
+        monkeypatch.undo()
+        finished.append(finishing.submit(partial.commit))
+        finished[0].exception()
+        remove(directory, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", finished_meanwhile)
+    partial.abandon()
+    with pytest.raises(CorruptSnapshotError, match="given up"):
+        finished[0].result()
+    assert not tier.ids()
+    assert not left_behind(tier)
 
 
 def test_a_second_commit_keeps_the_first(tier: LocalTier, made: Path, manifest: Manifest) -> None:
