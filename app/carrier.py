@@ -260,6 +260,7 @@ class SequenceCarrier:
         # A token has to be made, for the sake of the rest; nobody expects it.
         only_one = {"max_tokens": len(self.delivered) + 1, "min_tokens": 0, "seed": None}
         ask["sampling"] = ask["sampling"] | only_one | {"logprobs": None, "prompt_logprobs": None}
+        ask["prepares"] = True
         self._pool.placements.watch(round_id, ask["model_id"], lambda: None)
         response = self._pool.replicas.generate.remote(ask)
         try:

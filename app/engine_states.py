@@ -20,6 +20,8 @@ UNHEARD_OF: EngineDescription = {
     "wakes": 0,
     "requests": 0,
     "waiting": 0,
+    "arriving": 0,
+    "arrived": 0,
     "awake_bytes": 0,
     "asleep_bytes": 0,
     "is_up": False,
@@ -33,7 +35,7 @@ UNHEARD_OF: EngineDescription = {
 
 def gone(engine: EngineDescription) -> EngineDescription:
     """Return what is left of an engine whose replica was given back: how it was, and that it is cold."""
-    nothing = {"state": "cold", "reason": None, "since_s": 0.0, "requests": 0, "waiting": 0}
+    nothing = {"state": "cold", "reason": None, "since_s": 0.0, "requests": 0, "waiting": 0, "arriving": 0}
     return engine | nothing | {"awake_bytes": 0, "asleep_bytes": 0, "nodes": []}  # type: ignore[return-value]
 
 
@@ -54,6 +56,8 @@ def _merged(engines: list[EngineDescription]) -> EngineDescription:
         "wakes": sum(engine["wakes"] for engine in engines),
         "requests": sum(engine["requests"] for engine in engines),
         "waiting": sum(engine["waiting"] for engine in engines),
+        "arriving": sum(engine["arriving"] for engine in engines),
+        "arrived": sum(engine["arrived"] for engine in engines),
         "is_up": any(engine["is_up"] for engine in engines),
         "nodes": sorted({node for engine in engines for node in engine["nodes"]}),
         "recent": sorted((each for engine in engines for each in engine["recent"]), key=lambda each: each["at_s"]),

@@ -233,7 +233,7 @@ class EngineLifecycle:
             raise EngineDiedError(self.model_id)
         await self._engine.preload_adapter(adapter)
 
-    def describe(self, requests: int, waiting: int) -> EngineDescription:
+    def describe(self, requests: int, waiting: int, arriving: int, arrived: int) -> EngineDescription:
         """Return the state for status pages and gateways."""
         engine = self._engine
         return {
@@ -247,6 +247,8 @@ class EngineLifecycle:
             "wakes": self.wakes,
             "requests": requests,
             "waiting": waiting,
+            "arriving": arriving,
+            "arrived": arrived,
             "awake_bytes": self.awake_bytes,
             "asleep_bytes": self.asleep_bytes,
             "is_up": self._started_at_s > 0 and self.state not in {"failed", "stopped"},

@@ -31,6 +31,7 @@ from deployments.residents import Residents
 from deployments.start_metrics import StartMetrics
 from deployments.tracing import NO_SPAN, Span, TraceConfig, Tracing
 from deployments.types import (
+    Arrival,
     DescribeRequest,
     Embedding,
     EmbedRequest,
@@ -149,7 +150,8 @@ class EngineReplica:
             ):
                 begin_s = time.monotonic()
                 try:
-                    return await self._stream(engine, {**request, "adapter": adapter}, feed, span)
+                    with self._residents.receiving(model_id, _arrival_of(request)):
+                        return await self._stream(engine, {**request, "adapter": adapter}, feed, span)
                 finally:
                     self._residents.served(model_id, time.monotonic() - begin_s)
         finally:
@@ -331,6 +333,12 @@ class ServedEngineReplica(EngineReplica):
 
     async def __del__(self) -> None:
         await self.close()
+
+
+def _arrival_of(request: GenerateRequest) -> Arrival | None:
+    if request.get("prepares"):
+        return "prepared"
+    return "resumed" if request.get("delivered_token_ids") else None
 
 
 def _devices() -> float:

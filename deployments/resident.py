@@ -9,6 +9,8 @@ import logging
 import math
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from deployments.device_time import DeviceTime
@@ -18,7 +20,7 @@ from deployments.errors import DeploymentError, EngineUnavailableError
 from deployments.event_log import event_line
 from deployments.lifecycle import EngineLifecycle
 from deployments.residency_watch import Unwatched
-from deployments.types import EngineState, ModelSpec
+from deployments.types import Arrival, EngineDescription, EngineState, ModelSpec
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,9 @@ class Resident:
     successor: ModelSpec | None = None
     # Requests in hand by tenant, and whose time the engine's is.
     tenants: Counter[str] = field(default_factory=Counter)
+    # Streams that are about to move here, and those that have gone on here after a move or a loss elsewhere.
+    arriving: int = 0
+    arrived: int = 0
     device_time: DeviceTime = field(default_factory=lambda: DeviceTime(time.monotonic()))
     # The state that was last told to whoever watches.
     told_state: EngineState | None = None
@@ -131,6 +136,20 @@ class Resident:
         count, served_s = self.served, self.served_s
         self.served, self.served_s = 0, 0.0
         return (count, served_s / count) if count else None
+
+    @contextmanager
+    def receiving(self, arrival: Arrival | None) -> Iterator[None]:
+        """Count a request that is about a stream of another replica, as long as it takes."""
+        self.arrived += arrival == "resumed"
+        self.arriving += arrival == "prepared"
+        try:
+            yield
+        finally:
+            self.arriving -= arrival == "prepared"
+
+    def describe(self) -> EngineDescription:
+        """Return its engine and what is asked of it."""
+        return self.life.describe(self.running, len(self.waiting), self.arriving, self.arrived)
 
     def began(self, tenant: str, watch: Unwatched) -> None:
         """Take note that a request of the tenant, which ``let_in`` has counted, has begun."""

@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from deployments.residency import Action, Limits, decide
 from deployments.residency_watch import Unwatched
 from deployments.resident import Resident
 from deployments.tracing import NO_SPAN, Span
-from deployments.types import EngineDescription, ModelSpec
+from deployments.types import Arrival, EngineDescription, ModelSpec
 
 # How often engines are looked at when nothing happens: a death is noticed by then.
 LOOK_PERIOD_S = 0.5
@@ -170,6 +170,10 @@ class Residents:
             self.changed.set()
             self._kicked.set()
 
+    def receiving(self, model_id: str, arrival: Arrival | None) -> AbstractContextManager[None]:
+        """Count a request, which has the engine from ``use``, by how its stream comes from elsewhere."""
+        return self._residents[model_id].receiving(arrival)
+
     async def supported_tasks(self, model_id: str) -> list[str]:
         """Return vLLM's names of what a model can do, waiting for its first start. Raises as ``use``."""
         resident = self._known(model_id)
@@ -198,10 +202,7 @@ class Residents:
 
     def describe(self) -> dict[str, EngineDescription]:
         """Return each model's engine with its state."""
-        return {
-            model_id: resident.life.describe(resident.running, len(resident.waiting))
-            for model_id, resident in self._residents.items()
-        }
+        return {model_id: resident.describe() for model_id, resident in self._residents.items()}
 
     async def adapters(self) -> dict[str, list[str]]:
         """Return by model the names of the adapters that its engine has in memory."""

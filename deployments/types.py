@@ -10,6 +10,8 @@ from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
+# How a stream comes from another replica: it is about to, or goes on here after a move or a loss.
+Arrival = Literal["prepared", "resumed"]
 EngineState = Literal["cold", "starting", "awake", "sleeping", "asleep", "waking", "stopping", "failed", "stopped"]
 
 
@@ -104,8 +106,9 @@ class GenerateRequest(TypedDict):
 
     ``sampling`` holds the fields of vLLM's SamplingParams as builtin types; ``revision`` is that of the model's spec
     the prompt was made for. ``delivered_token_ids`` are output tokens that came out of an earlier attempt: the engine
-    goes on behind them, as if it had made them itself, and yields only what is new. ``traceparent`` is the W3C header
-    of the span that this is asked for in; without one nobody traces it.
+    goes on behind them, as if it had made them itself, and yields only what is new. With ``prepares`` it is for
+    a stream that is to move here: what exists is computed, and nobody takes what comes of it. ``traceparent`` is the
+    W3C header of the span that this is asked for in; without one nobody traces it.
     """
 
     stream_id: str
@@ -120,6 +123,7 @@ class GenerateRequest(TypedDict):
     tenant: NotRequired[str]
     keep_awake_s: NotRequired[float | None]
     delivered_token_ids: NotRequired[list[int]]
+    prepares: NotRequired[bool]
     place: NotRequired[Place]
     traceparent: NotRequired[str | None]
 
@@ -224,9 +228,10 @@ class EngineDescription(TypedDict):
 
     ``since_s`` is how long it has been in its state, ``started_in_s`` and ``woken_in_s`` how long a start and a wake
     take from where its snapshot is (None: never measured), ``requests`` how many sequences the engine has in hand,
-    ``waiting`` how many wait for it to be awake, ``awake_bytes`` and ``asleep_bytes`` the memory it held when it was
-    last so (0: never was). ``is_up`` says whether it has been awake once and hasn't failed since, so that requests can
-    be held. ``tier`` is where its snapshot is now, ``nodes`` the nodes on which it holds memory, ``recent`` how it
+    ``waiting`` how many wait for it to be awake, ``arriving`` how many are about to move here, ``arrived`` how many
+    have gone on here after a move or a loss elsewhere, ``awake_bytes`` and ``asleep_bytes`` the memory it held when it
+    was last so (0: never was). ``is_up`` says whether it has been awake once and hasn't failed since, so that requests
+    can be held. ``tier`` is where its snapshot is now, ``nodes`` the nodes on which it holds memory, ``recent`` how it
     became ready the last few times.
     """
 
@@ -240,6 +245,8 @@ class EngineDescription(TypedDict):
     wakes: int
     requests: int
     waiting: int
+    arriving: int
+    arrived: int
     awake_bytes: int
     asleep_bytes: int
     is_up: bool

@@ -38,20 +38,22 @@ function bytes(value) {
 const heldBytes = (engine) => (engine.state === "awake" ? engine.awake_bytes : engine.state === "asleep" ? engine.asleep_bytes : 0);
 
 function modelRows(rows) {
-  if (!rows.length) return [element("tr", {}, element("td", { colspan: 10 }, "No models."))];
+  if (!rows.length) return [element("tr", {}, element("td", { colspan: 11 }, "No models."))];
   return rows.map(([model, cells, state, reason]) => {
     const first = element("td", { "data-label": "model" }, model);
     if (reason) first.append(element("div", { class: "reason" }, reason));
-    const labels = ["for", "snapshot in", "node", "streams", "held", "memory", "start", "wake"];
+    const labels = ["for", "snapshot in", "node", "streams", "held", "moved here", "memory", "start", "wake"];
     const named = element("td", { "data-label": "state" }, element("span", { class: `state ${state}` }, state));
     return element("tr", {}, first, named, ...cells.map((cell, at) => element("td", { "data-label": labels[at] }, cell)));
   });
 }
 
+const movedHere = (engine) => (engine.arriving ? `${engine.arrived}, ${engine.arriving} coming` : engine.arrived);
+
 function rowOf([model, engine]) {
   const nodes = engine.nodes.map((node) => node.slice(0, 8)).join(", ");
   const memory = heldBytes(engine) ? bytes(heldBytes(engine)) : "";
-  const cells = [span(engine.since_s), engine.tier, nodes, engine.requests, engine.waiting, memory, seconds(engine.started_in_s), seconds(engine.woken_in_s)];
+  const cells = [span(engine.since_s), engine.tier, nodes, engine.requests, engine.waiting, movedHere(engine), memory, seconds(engine.started_in_s), seconds(engine.woken_in_s)];
   return [model, cells, engine.state, engine.reason];
 }
 
@@ -123,6 +125,7 @@ function timeCharts() {
   const line = (of) => samples.map((sample) => sample[of]);
   return [
     chart("Streams, and requests that are held (dashed)", "requests", [[line("streams"), "came"], [line("held"), "expected"]]),
+    chart("Streams that are moving, and that have come from another replica since the last look (dashed)", "streams", [[line("arriving"), "came"], [line("arrived"), "expected"]]),
     chart("Engines awake", "engines", [[line("awake"), "came"]]),
     chart("Replicas had, and wanted by the plan (dashed)", "replicas", [[line("replicas"), "came"], [line("wanted"), "expected"]]),
   ];
@@ -133,7 +136,12 @@ function takeSample(status) {
   const sum = (of) => engines.reduce((total, engine) => total + of(engine), 0);
   const plan = status.plan;
   const wanted = plan?.pools ? Object.values(plan.pools).reduce((total, pool) => total + Math.max(0, ...pool.need), 0) : null;
+  const arrivedSoFar = sum((engine) => engine.arrived);
   samples.push({
+    arriving: sum((engine) => engine.arriving),
+    // Less than before when a replica has left with its count.
+    arrived: samples.length ? Math.max(0, arrivedSoFar - samples.at(-1).arrivedSoFar) : 0,
+    arrivedSoFar,
     streams: sum((engine) => engine.requests),
     held: sum((engine) => engine.waiting),
     awake: sum((engine) => (engine.state === "awake" ? 1 : 0)),

@@ -20,7 +20,7 @@ from deployments.snapshot_builder import with_loader
 from deployments.types import AdapterRef, EmbedRequest, GenerateRequest, ModelSpec
 from deployments.vllm_engine import VllmEngine
 from storage.weights import rank_file
-from tests.support.memory import children_pss_bytes, engines_private_bytes
+from tests.support.memory import children_pss_bytes, engines_own_bytes
 from tests.support.service import ADAPTERS, CHAT_MODEL, EMBEDDING_MODEL, MODELS
 from tests.support.snapshots import changed, describe, one_value_negated
 
@@ -211,7 +211,7 @@ async def test_many_cycles_change_no_answer_and_keep_no_memory(sleeper: Sleeper)
     answer = await sleeper.ask(short)
     for cycle in range(CYCLES):
         await sleeper.engine.sleep()
-        asleep_bytes.append(engines_private_bytes())
+        asleep_bytes.append(engines_own_bytes())
         await sleeper.engine.wake(sleeper.snapshot)
         assert await sleeper.ask(short) == answer
         if (cycle + 1) % TELL_EVERY == 0:

@@ -24,6 +24,11 @@ async def until(holds: Callable[[], object]) -> None:
             await asyncio.sleep(0.001)
 
 
+async def moves_told(pool: Pool) -> list[tuple[int, int]]:
+    told = [(await replica.describe())[CHAT_MODEL] for replica in pool.replicas]
+    return [(engine["arriving"], engine["arrived"]) for engine in told]
+
+
 async def test_streams_of_a_leaving_replica_move_and_nobody_notices(pool: Pool, client: RemoteEngineClient) -> None:
     reading = await Reading(client, max_tokens=LONG).read(at_least=30)
     pool.begin()
@@ -43,10 +48,36 @@ async def test_the_source_goes_on_while_the_target_prepares(pool: Pool, client: 
     before = len(reading.token_ids[0])
     await reading.read(at_least=before + 50)
     assert pool.engines[0].running
+    assert await moves_told(pool) == [(0, 0), (0, 0)]
     pool.may_start.set()
     await until(lambda: not pool.engines[0].running)
     await reading.read()
     assert reading.token_ids == {0: reading.whole(LONG)}
+    assert await moves_told(pool) == [(0, 0), (0, 1)]
+
+
+async def test_what_is_about_to_come_is_told(pool: Pool, client: RemoteEngineClient) -> None:
+    computing, may_end = asyncio.Event(), asyncio.Event()
+
+    class Preparing(FakeEngine):
+        async def generate(self, request: GenerateRequest) -> AsyncIterator[TokenDelta]:
+            if request.get("prepares"):
+                computing.set()
+                await may_end.wait()
+            async for delta in super().generate(request):
+                yield delta
+
+    reading = await Reading(client, n=2, temperature=1.0, max_tokens=LONG).read(at_least=30)
+    pool.kind = Preparing
+    pool.begin()
+    pool.leave(0)
+    await computing.wait()
+    await until(lambda: len(pool.engines) == 2 and pool.asked[-1].get("prepares") and pool.asked[-2].get("prepares"))
+    assert await moves_told(pool) == [(0, 0), (2, 0)]
+    may_end.set()
+    await reading.read()
+    assert reading.token_ids == dict.fromkeys(range(2), reading.whole(LONG))
+    assert await moves_told(pool) == [(0, 0), (0, 2)]
 
 
 async def test_they_wait_for_a_place_to_go_to(pool: Pool, client: RemoteEngineClient) -> None:

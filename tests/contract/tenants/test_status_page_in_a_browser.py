@@ -74,6 +74,8 @@ async def test_it_asks_for_a_key_keeps_it_in_the_tab_and_shows_the_service(
         SHARED,
         VECTORS,
         "awake",
+        "moved here",
+        "Streams that are moving",
         "dram: 270.0 MB of 4.0 GB",
         "pinned",
         "start",
