@@ -7,9 +7,10 @@ Covers: asking the engine. Does not cover: who uses which (``engine_adapters``),
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import Any, TypeVar
 
 from vllm.lora.request import LoRARequest
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -19,7 +20,10 @@ from deployments.adapters import AdapterPlaces, LoadTimes
 from deployments.engine_adapters import EngineAdapter, EngineAdapters
 from deployments.errors import EngineDiedError, RequestRejectedError
 from deployments.types import AdapterRef, AdapterSpec, ModelSpec
+from deployments.vllm_calls import answered
 from storage.adapter_dram import AdapterDram
+
+_Answer = TypeVar("_Answer")
 
 logger = logging.getLogger(__name__)
 
@@ -66,19 +70,13 @@ class VllmAdapters:
         """See ``Engine.adapters``."""
         if not self._spec.lora_enabled:
             return []
-        try:
-            return self._loaded.names(await self._llm().list_loras())
-        except EngineDeadError as error:
-            raise EngineDiedError(self._spec.id) from error
+        return self._loaded.names(await self._ask(lambda llm: llm.list_loras()))
 
     async def places(self) -> AdapterPlaces:
         """See ``Engine.adapter_places``; its worker is asked only if something may have changed."""
         if self._loaded.events != self._looked_at:
             events = self._loaded.events
-            try:
-                (slots, host), *_ = await self._llm().collective_rpc("adapter_ids")
-            except EngineDeadError as error:
-                raise EngineDiedError(self._spec.id) from error
+            (slots, host), *_ = await self._ask(lambda llm: llm.collective_rpc("adapter_ids"))
             self._in_slots, self._in_host = self._loaded.digests(slots), self._loaded.digests(host)
             self._looked_at = events
         dram = await asyncio.to_thread(self._dram.digests) if self._dram is not None else set()
@@ -109,13 +107,13 @@ class VllmAdapters:
 
     async def _add(self, adapter: EngineAdapter) -> None:
         try:
-            await self._llm().add_lora(lora_request(adapter))
-        except EngineDeadError as error:
-            raise EngineDiedError(self._spec.id) from error
+            await self._ask(lambda llm: llm.add_lora(lora_request(adapter)))
+        except EngineDiedError:
+            raise
         # What a worker raises arrives as a plain Exception that quotes it, paths and all.
         except Exception as error:
             logger.exception("adapter %s of %s can't be loaded", adapter.name, self._spec.id)
-            await self._llm().remove_lora(adapter.int_id)
+            await self._ask(lambda llm: llm.remove_lora(adapter.int_id))
             raise RequestRejectedError("The adapter does not fit the model.", "model") from error
 
     async def _unload(self, adapter: EngineAdapter) -> None:
@@ -127,8 +125,15 @@ class VllmAdapters:
                 await self._take_out(adapter)
 
     async def _take_out(self, adapter: EngineAdapter) -> None:
-        await self._llm().collective_rpc("unload_adapter", args=(adapter.int_id,))
+        await self._ask(lambda llm: llm.collective_rpc("unload_adapter", args=(adapter.int_id,)))
         logger.info("adapter %s has left the engine of %s", adapter.name, self._spec.id)
+
+    async def _ask(self, call: Callable[[AsyncLLM], Coroutine[Any, Any, _Answer]]) -> _Answer:
+        llm = self._llm()
+        try:
+            return await answered(llm, call(llm))
+        except EngineDeadError as error:
+            raise EngineDiedError(self._spec.id) from error
 
     def __repr__(self) -> str:
         return f"<VllmAdapters {self._loaded!r}>"

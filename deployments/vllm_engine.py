@@ -52,6 +52,7 @@ from deployments.types import (
     StartReport,
 )
 from deployments.vllm_adapters import VllmAdapters, lora_request
+from deployments.vllm_calls import answered
 from deployments.vllm_tokens import delta_of, prompt_of, queued_s, sampling_params
 from deployments.wire import TokenDelta
 
@@ -84,7 +85,7 @@ class VllmEngine:
         """See ``Engine.start``. Without a pool it takes tens of seconds: each of its processes imports vLLM."""
         try:
             self._llm = llm = await self._make()
-            self._tasks = [str(task) for task in await llm.get_supported_tasks()]
+            self._tasks = [str(task) for task in await answered(llm, llm.get_supported_tasks())]
         # vLLM's start fails with whatever its parts raise; all of it means one thing here.
         except Exception as error:
             await self.stop()
@@ -202,7 +203,7 @@ class VllmEngine:
         self._asleep = True  # from here on nobody gets in
         try:
             await self._settle(llm)
-            reason = next(filter(None, await llm.collective_rpc("fall_asleep")), None)
+            reason = next(filter(None, await answered(llm, llm.collective_rpc("fall_asleep"))), None)
         except EngineDeadError as error:
             raise EngineDiedError(self._spec.id) from error
         if reason is not None:
@@ -217,7 +218,7 @@ class VllmEngine:
             if self._canary is None:
                 self._canary = await ask_canary(llm, self._tasks)
             # What the prefix cache names will be gone. vLLM refuses while any request still holds a part of it.
-            settled = await llm.reset_prefix_cache()
+            settled = await answered(llm, llm.reset_prefix_cache())
         finally:
             self._asleep = settled
         if not settled:
@@ -251,8 +252,9 @@ class VllmEngine:
 
     async def _ask_to_wake(self, method: str, snapshot: Path) -> list[Any]:
         """Return what each worker answers."""
+        llm = self._running()
         try:
-            return await self._running().collective_rpc(method, args=(str(snapshot),))
+            return await answered(llm, llm.collective_rpc(method, args=(str(snapshot),)))
         except EngineDeadError as error:
             raise EngineDiedError(self._spec.id) from error
         # What a worker raises arrives as a plain Exception that quotes it.

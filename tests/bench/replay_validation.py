@@ -1,6 +1,6 @@
 """Checks the replay against the real thing: ten minutes of a recorded trace, served here and replayed in virtual time.
 
-Three copies of SmolLM2 stay awake for some seconds after a request and then sleep. What a request takes and what a wake
+Five copies of SmolLM2 stay awake for some seconds after a request and then sleep. What a request takes and what a wake
 takes is measured first, alone; the replay knows these two numbers, the engines' slots and the trace, and nothing else.
 Compared is the added waiting: what first tokens took longer than those of an engine that is awake and idle.
 
@@ -34,7 +34,7 @@ from autoscaler.traces import Arrivals, Trace, read_trace
 
 NAME = "replay"
 TRACE = Path(__file__).parents[1] / "data" / "traces" / "azure_functions_2019_8h.csv.gz"
-MODELS = 3
+MODELS = 5
 # Of a series, in the time that is replayed: so many that models sleep and wake, and the two processors can serve it.
 FEWEST, MOST = 20, 60
 SLOTS = 2

@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ from vllm.pooling_params import PoolingParams
 from deployments.errors import EngineDiedError, EngineStartError, PoolUnavailableError
 from deployments.forked_engine import ForkedEngine, log_path
 from deployments.process_pool import ProcessPool
-from deployments.types import EmbedRequest, GenerateRequest, ModelSpec
+from deployments.types import AdapterRef, EmbedRequest, GenerateRequest, ModelSpec
+from deployments.vllm_calls import LOOK_PERIOD_S
 from deployments.vllm_engine import VllmEngine
 from deployments.wire import TokenDelta
 from tests.support.pools import engine_processes, running_pool, until
-from tests.support.service import CHAT_MODEL, EMBEDDING_MODEL, MODELS, ROOT
+from tests.support.service import ADAPTERS, CHAT_MODEL, EMBEDDING_MODEL, MODELS, ROOT
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -31,6 +32,7 @@ CHAT = ModelSpec(CHAT_MODEL, str(MODELS / CHAT_MODEL), ENGINE)
 EMBEDDING = ModelSpec(
     EMBEDDING_MODEL, str(MODELS / EMBEDDING_MODEL), {"runner": "pooling", "dtype": "float32", "enforce_eager": True}
 )
+PIRATE: AdapterRef = {"id": "pirate", "path": str(ADAPTERS / "pirate"), "digest": "0" * 64}
 
 # A replica in a process of its own, which says when it has got where the test wants it.
 REPLICA = """
@@ -159,6 +161,23 @@ async def test_the_death_of_a_process_ends_its_requests_and_its_engine(pool: Pro
     with pytest.raises(EngineDiedError):
         engine.check()
     await until(lambda: engine_processes(pool) == [])
+    await engine.stop()
+
+
+@pytest.mark.parametrize("call", [VllmEngine.adapters, lambda engine: engine.preload_adapter(PIRATE)])
+async def test_nobody_waits_for_an_answer_of_the_dead(
+    pool: ProcessPool, call: Callable[[VllmEngine], Awaitable[Any]]
+) -> None:
+    engine = await started(replace(CHAT, lora_enabled=True), pool)
+    core = core_of(engine_processes(pool))
+    core.suspend()
+    waiting = asyncio.ensure_future(call(engine))
+    # It has been asked, and doesn't answer.
+    await asyncio.wait([waiting], timeout=2 * LOOK_PERIOD_S)
+    assert not waiting.done()
+    core.kill()
+    with pytest.raises(EngineDiedError):
+        await asyncio.wait_for(waiting, 20)
     await engine.stop()
 
 
