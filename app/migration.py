@@ -8,42 +8,33 @@ came meanwhile is the next round; when a round is no longer shorter than the one
 stopped and the target goes on. The client's gap is one resume of the last round's rest.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from deployments.fitted_line import FittedLine
 
 # A rest that is computed this fast is not worth another round.
 SHORT_REST_S = 0.02
 MAX_ROUNDS = 4
-# How much the latest measurement counts.
-_SMOOTHING = 0.2
 
 
 @dataclass(frozen=True)
 class ResumeCost:
-    """Seconds to the first new token of a resumed sequence: ``per_token_s`` x tokens to compute + ``base_s``."""
+    """Seconds to the first new token of a resumed sequence: for each token to compute, and for any number of them."""
 
-    per_token_s: float = 0.001
-    base_s: float = 0.05
-    # Weighted means of x, y, xx and xy, of which the line is fitted; x are tokens, y seconds.
-    weight: float = 0.0
-    mean_x: float = 0.0
-    mean_y: float = 0.0
-    mean_xx: float = 0.0
-    mean_xy: float = 0.0
+    line: FittedLine = field(default_factory=lambda: FittedLine(base=0.05, slope=0.001))
+
+    @property
+    def per_token_s(self) -> float:
+        """What a token costs that has to be computed."""
+        return self.line.slope
 
     def seconds(self, tokens: int) -> float:
         """Estimate how long a resume takes that has so many tokens to compute."""
-        return self.base_s + self.per_token_s * tokens
+        return self.line.at(tokens)
 
     def measured(self, tokens: int, seconds: float) -> "ResumeCost":
         """Return the cost with a measurement taken into account; the latest count most."""
-        share = 1.0 if self.weight == 0 else _SMOOTHING
-        x, y = self.mean_x + share * (tokens - self.mean_x), self.mean_y + share * (seconds - self.mean_y)
-        xx = self.mean_xx + share * (tokens * tokens - self.mean_xx)
-        xy = self.mean_xy + share * (tokens * seconds - self.mean_xy)
-        variance = xx - x * x
-        # All of one length say nothing of the slope: then only the base follows.
-        slope = max(0.0, (xy - x * y) / variance) if variance > 1.0 else self.per_token_s
-        return ResumeCost(slope, max(0.0, y - slope * x), self.weight + 1, x, y, xx, xy)
+        return ResumeCost(self.line.measured(tokens, seconds))
 
 
 def is_quicker_elsewhere(tokens: int, left_s: float, elsewhere_s: float | None, cost: ResumeCost) -> bool:

@@ -51,6 +51,8 @@ class EngineView:
     """When a request last came to the engine or ended there."""
     running: int = 0
     """Requests in the engine's hands, whether it computes them or queues them itself."""
+    first_token_s: float = 0.0
+    """From when it is awake until all who wait for it have a first token, beside the engines that are at work now."""
     oldest_waiting_since_s: float | None = None
     """Arrival of the oldest request held back until the engine is awake and not draining; None when there is none."""
     woken_at_s: float | None = None

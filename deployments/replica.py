@@ -163,7 +163,9 @@ class EngineReplica:
         try:
             async for delta in deltas:
                 if token_count == 0:
-                    self._news.first_token(request["model_id"], time.monotonic() - begin_s, load)
+                    first_s = time.monotonic() - begin_s
+                    self._news.first_token(request["model_id"], first_s, load)
+                    self._residents.first_token(request["model_id"], first_s, load)
                 token_count += len(delta.token_ids)
                 if traced is not None:
                     traced.take(delta)

@@ -6,7 +6,8 @@ that fail (``supervisor``), which replica gets a request (routing), bringing sna
 The rules, in the order in which they matter:
 
 1. What engines hold never exceeds the budget, an engine with work is never put to sleep, pinned engines stay.
-2. Waiting models take turns by least slack. A model whose slack is used up is *due*.
+2. Waiting models take turns by least slack. A model whose slack is used up is *due*. Its first tokens take longer the
+   more wait for it and the more engines are at work, so a batch that has filled up is due before its time has expired.
 3. Idle engines make room at once. Busy ones only for a model that is due and after ``min_residency_s`` awake: they
    are drained, that is, they take no new requests and sleep when those in hand have ended.
 4. What a due model needs is kept for it: nobody behind it can take that.
@@ -88,16 +89,20 @@ def decide(engines: Iterable[EngineView], limits: Limits, now_s: float) -> Decis
 
 
 def deadline_s(engine: EngineView, limits: Limits) -> float:
-    """Return when the slack of an engine that is not awake is used up: its SLO less the time to get ready.
+    """Return when the slack of an engine that is not awake is used up: its SLO less the time to its first tokens.
 
-    Ordering by it is least slack first (Mok 1983); the slack is ``deadline_s - now_s``.
+    Ordering by it is least slack first (Mok 1983); the slack is ``deadline_s - now_s``. That it shrinks as a batch
+    fills is ServerlessLoRA's fill-or-expire: who waits for a turn waits SLO - T(b), and T(b) counts once for each batch
+    that competes for the device.
     """
     if engine.pinned:
         return -math.inf
     if engine.oldest_waiting_since_s is None:
         return math.inf
     ready_s = engine.wake_s if engine.state == "asleep" else engine.start_s
-    return engine.oldest_waiting_since_s + min(engine.ttft_slo_s, limits.max_starvation_s) - ready_s
+    return (
+        engine.oldest_waiting_since_s + min(engine.ttft_slo_s, limits.max_starvation_s) - ready_s - engine.first_token_s
+    )
 
 
 class _Plan:

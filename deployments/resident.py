@@ -18,6 +18,7 @@ from deployments.engine import Engine
 from deployments.engine_view import EngineView, Expectation
 from deployments.errors import DeploymentError, EngineUnavailableError
 from deployments.event_log import event_line
+from deployments.fitted_line import FittedLine
 from deployments.lifecycle import EngineLifecycle
 from deployments.residency_watch import Unwatched
 from deployments.types import Arrival, EngineDescription, EngineState, ModelSpec
@@ -46,6 +47,8 @@ class Resident:
     # Requests that have ended since somebody asked, and how long they took together.
     served: int = 0
     served_s: float = 0.0
+    # Seconds to a first token by how many others are in the engine, as if it had the device for itself.
+    first_tokens: FittedLine = field(default_factory=lambda: FittedLine(base=0.0, slope=0.0))
     # It is no longer hosted, or (with a successor) not as it is: its engine ends after the requests in hand.
     is_leaving: bool = False
     successor: ModelSpec | None = None
@@ -167,8 +170,18 @@ class Resident:
             self.keep_awake_until_s = max(self.keep_awake_until_s or 0.0, now_s + keep_awake_s)
         self.settle(watch)
 
-    def view(self, expected: Expectation | None, now_s: float, *, draining: bool) -> EngineView:
-        """Return it as the decision sees it; who asked for it goes before what is ``expected``."""
+    def first_token(self, seconds: float, others: int, at_work: int) -> None:
+        """Take a measurement: a first token came so long after its request, which found ``others`` in the engine.
+
+        ``at_work`` engines shared the device, this one among them.
+        """
+        self.first_tokens = self.first_tokens.measured(others, seconds / at_work)
+
+    def view(self, expected: Expectation | None, now_s: float, *, draining: bool, at_work: int = 0) -> EngineView:
+        """Return it as the decision sees it; who asked for it goes before what is ``expected``.
+
+        ``at_work`` engines have the device now. T(b) = T0 + a (b - 1), times as many as compete (ServerlessLoRA).
+        """
         spec, life = self.spec, self.life
         if self.keep_awake_s is not None:
             expected = None
@@ -183,6 +196,7 @@ class Resident:
             keep_awake_s=self._keep_awake_s(),
             last_used_s=self.last_used_s,
             running=self.running,
+            first_token_s=self.first_tokens.at(max(0, len(self.waiting) - 1)) * (at_work + 1),
             oldest_waiting_since_s=self._waiting_since_s(),
             woken_at_s=life.woken_at_s,
             draining=draining,

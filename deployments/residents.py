@@ -132,6 +132,14 @@ class Residents:
             resident.served += 1
             resident.served_s += seconds
 
+    def first_token(self, model_id: str, seconds: float, others: int) -> None:
+        """Take a measurement: a first token came so long after its request, which found ``others`` in the engine."""
+        if (resident := self._residents.get(model_id)) is not None:
+            resident.first_token(seconds, others, max(1, self._at_work()))
+
+    def _at_work(self) -> int:
+        return sum(resident.running > 0 for resident in self._residents.values())
+
     def take_served(self) -> dict[str, tuple[int, float]]:
         """Return by model how many requests have ended since this was asked, and how long one took on the mean."""
         found = {model_id: resident.take_served() for model_id, resident in self._residents.items()}
@@ -224,9 +232,9 @@ class Residents:
 
     def views(self) -> list[EngineView]:
         """Return each model's engine as the residency decision sees it."""
-        now_s = time.monotonic()
+        now_s, at_work = time.monotonic(), self._at_work()
         return [
-            resident.view(self._expected.get(model_id), now_s, draining=model_id in self._draining)
+            resident.view(self._expected.get(model_id), now_s, draining=model_id in self._draining, at_work=at_work)
             for model_id, resident in self._residents.items()
         ]
 

@@ -41,6 +41,7 @@ from autoscaler.reports import EngineReport, ReplicaReport
 from autoscaler.traces import Arrivals, Service, Trace, read_trace
 from autoscaler.types import Count
 from deployments.adapter_rows import adapter_key
+from deployments.fitted_line import FittedLine
 from deployments.placements import Placements
 from deployments.router import two_of
 from deployments.types import AdapterSpec, GenerateRequest, ModelSpec
@@ -55,7 +56,7 @@ TRACE = Path(__file__).parents[1] / "data" / "traces" / "azure_functions_2019_da
 DAY_S, SERVICE_S, LEARN = 86_400.0, 9.0, 0.65
 CHOICE, PLAN, REPLAY = Target(1.0, "max"), Target(1.0, "max"), Target(600.0, "max")
 JOBS = os.cpu_count() or 1
-ANY_COST = ResumeCost(per_token_s=0.0001)
+ANY_COST = ResumeCost(FittedLine(0.05, 0.0001))
 
 Curve = dict[int, float]
 

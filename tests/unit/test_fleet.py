@@ -17,6 +17,7 @@ from app.streams import TokenStreams
 from deployments import news
 from deployments.adapter_rows import adapter_key
 from deployments.fake_engine import FakeEngine
+from deployments.fitted_line import FittedLine
 from deployments.placements import Placements
 from deployments.replica import EngineReplica
 from deployments.residency import Limits
@@ -24,7 +25,7 @@ from deployments.types import AdapterRef, EngineDescription, GenerateRequest, Mo
 from tests.support.feeds import Collector, generate_request
 from tests.support.handles import LocalHandle
 
-COST = ResumeCost(per_token_s=0.01)
+COST = ResumeCost(FittedLine(0.05, 0.01))
 
 
 class Setup:

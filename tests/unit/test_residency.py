@@ -55,6 +55,12 @@ def test_what_takes_longer_to_wake_has_less_slack() -> None:
     assert steps(decided(waits("a", waited_s=2), waits("b", wake_s=3.0))) == ["wake b"]
 
 
+def test_a_batch_that_fills_up_is_due_before_its_time_expires() -> None:
+    filling, waiting = waits("a", first_token_s=2.5), waits("b", first_token_s=0.5, waited_s=2.0)
+    assert deadline_s(filling, LIMITS) == NOW_S - 1.0 + 5.0 - 1.0 - 2.5
+    assert steps(decided(waiting, filling)) == ["wake a"]
+
+
 def test_no_slo_is_so_loose_that_others_overtake_for_ever() -> None:
     assert deadline_s(waits("a", waited_s=0.0, ttft_slo_s=3600.0), LIMITS) == NOW_S + 60.0 - 1.0
 

@@ -160,6 +160,25 @@ async def test_one_that_died_asleep_is_started_again(setup: Setup) -> None:
     await use(made, "a")
 
 
+async def test_the_more_wait_and_the_more_are_at_work_the_later_come_first_tokens(setup: Setup) -> None:
+    made = await setup(spec("a"), spec("b"))
+    for others in (0, 1, 2, 3) * 5:
+        made.first_token("a", 0.1 + 0.02 * others, others)
+    await asleep(made, "a")
+    engine = setup.engines["a"][0]
+    engine.gate.clear()
+    calls = [asyncio.ensure_future(use(made, "a")) for _ in range(6)]
+    await until(lambda: made.describe()["a"]["waiting"] == 6)
+    a, b = made.views()
+    assert a.first_token_s == pytest.approx(0.1 + 0.02 * 5, rel=0.02)
+    assert b.first_token_s == 0, "nothing was measured of it"
+    async with made.use("b"):
+        a, _ = made.views()
+        assert a.first_token_s == pytest.approx(2 * (0.1 + 0.02 * 5), rel=0.02)
+    engine.gate.set()
+    await asyncio.gather(*calls)
+
+
 async def test_a_stopped_one_stays_cold_until_it_is_asked_for(setup: Setup) -> None:
     made = await setup(spec("a"))
     await made.stop("a")
