@@ -16,7 +16,7 @@ from rich.table import Table
 
 from app.telling import AsJson, progress_console, tell
 from storage.checkpoint import SourceCache
-from storage.errors import SnapshotBusyError, SnapshotMissingError
+from storage.errors import CorruptSnapshotError, ManifestError, SnapshotBusyError, SnapshotMissingError
 from storage.folders import DirectoryFolder
 from storage.lease import held_leases
 from storage.manifest import Manifest
@@ -87,8 +87,7 @@ def build(
 @cli.command("ls")
 def list_snapshots(directory: Directory = DEFAULT_DIRECTORY, *, as_json: AsJson = False) -> None:
     """List the snapshots of the disk tier."""
-    tier = _tier(directory)
-    manifests = [tier.manifest(snapshot_id) for snapshot_id in tier.ids()]
+    manifests = _readable(_tier(directory))
     tell([_told(manifest) for manifest in manifests], lambda: _show(manifests), as_json=as_json)
 
 
@@ -129,6 +128,10 @@ def verify(
 def remove(name: Name, directory: Directory = DEFAULT_DIRECTORY, *, as_json: AsJson = False) -> None:
     """Remove a snapshot from the disk tier, unless an engine uses it."""
     tier = _tier(directory)
+    if damaged := [each for each in tier.ids() if each == name and not _is_readable(tier, each)]:
+        tier.remove(name)
+        tell({"id": damaged[0]}, lambda: console.print(f"removed {name[:_ID_DIGITS]}"), as_json=as_json)
+        return
     manifest = _find(tier, name)
     leases = sum(lease.snapshot_id == manifest.id for lease in held_leases(directory))
     if leases:
@@ -192,9 +195,27 @@ def _tier(directory: Path) -> LocalTier:
     return LocalTier("disk", directory)
 
 
+def _readable(tier: LocalTier) -> list[Manifest]:
+    """Return what can be read; of the others it is said what is wrong, and how to be rid of them."""
+    found = []
+    for snapshot_id in tier.ids():
+        try:
+            found.append(tier.manifest(snapshot_id))
+        except (CorruptSnapshotError, ManifestError) as error:
+            progress_console.print(f"{error}; `flashserve snapshot rm {snapshot_id}` removes it", highlight=False)
+    return found
+
+
+def _is_readable(tier: LocalTier, snapshot_id: str) -> bool:
+    try:
+        tier.manifest(snapshot_id)
+    except (CorruptSnapshotError, ManifestError):
+        return False
+    return True
+
+
 def _find(tier: LocalTier, name: str) -> Manifest:
-    manifests = [tier.manifest(snapshot_id) for snapshot_id in tier.ids()]
-    found = [manifest for manifest in manifests if manifest.name == name or manifest.id.startswith(name)]
+    found = [manifest for manifest in _readable(tier) if manifest.name == name or manifest.id.startswith(name)]
     if len(found) != 1:
         several = ", ".join(manifest.id[:_ID_DIGITS] for manifest in found)
         raise SnapshotMissingError(f"{name} (it could be {several})" if found else name)

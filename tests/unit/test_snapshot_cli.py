@@ -1,6 +1,7 @@
 """``flashserve snapshot``: what a user types and reads."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from typer.testing import CliRunner
 
 from app.cli import main
 from app.snapshot_cli import cli
-from storage.manifest import Manifest
+from storage.manifest import MANIFEST_NAME, Manifest
 from storage.tier import LocalTier
 
 
@@ -56,6 +57,21 @@ def test_whole_ones_verify_and_damaged_ones_do_not(
     message = failure(capsys, monkeypatch, "verify", "model-7", "--dir", str(tier.root))
     assert message.endswith("config.json has 0 bytes instead of 2")
     assert message.startswith("flashserve: the snapshot at ")
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda file: file.write_text("{")])
+def test_one_that_can_not_be_read_hides_no_other_and_can_be_removed(
+    tier: LocalTier, manifest: Manifest, tmp_path: Path, damage: Callable[[Path], object]
+) -> None:
+    other = make_snapshot(tmp_path / "other", 8)
+    (tmp_path / "other").rename(tier.path(other.id))
+    damage(tier.path(other.id) / MANIFEST_NAME)
+    listed = said(tier, "ls")
+    assert "model-7" in listed
+    assert f"flashserve snapshot rm {other.id}" in listed.replace("\n", "")
+    said(tier, "rm", other.id)
+    assert tier.ids() == [manifest.id]
+    assert "rm" not in said(tier, "ls")
 
 
 def test_published_ones_can_be_fetched(
