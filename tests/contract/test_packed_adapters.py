@@ -30,6 +30,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 # Fewer in the host cache than there are: the rest is loaded again within a step.
 RANK, SLOTS, CACHED, TOKENS = 16, 2, 3, 3
+# Served together, where that is what is tested.
+MANY = 128
 ATTENTION = ("self_attn.q_proj", "self_attn.v_proj")
 PROMPT = np.random.default_rng(0).integers(1000, 40_000, 24).tolist()
 # Rank, lora_alpha and matrices: full and lower ranks, all and some matrices, scalings that round. Those of two are laid
@@ -86,11 +88,13 @@ async def engines(
     await asyncio.gather(made.packing.stop(), made.stock.stop())
 
 
-async def answer(engine: VllmEngine, adapter: AdapterRef | None, name: str = "one") -> Answer:
+async def answer(
+    engine: VllmEngine, adapter: AdapterRef | None, name: str = "one", prompt: Sequence[int] = PROMPT
+) -> Answer:
     request = generate_request(TokenStreams(), name, max_tokens=TOKENS, logprobs=5, ignore_eos=True)
     tokens: list[int] = []
     logprobs: list[float] = []
-    async for delta in engine.generate(request | {"prompt_token_ids": PROMPT, "adapter": adapter}):  # type: ignore[arg-type]
+    async for delta in engine.generate(request | {"prompt_token_ids": list(prompt), "adapter": adapter}):  # type: ignore[arg-type]
         tokens += delta.token_ids
         logprobs += [value for _, values, _ in delta.logprobs or [] for value in values]
     return tokens, logprobs
@@ -200,21 +204,23 @@ async def test_what_dram_cannot_take_is_kept_by_the_engine(engines: Engines, ada
 async def test_many_at_once_answer_as_peft_merges_them(
     engines: Engines, tmp_path_factory: pytest.TempPathFactory, shallow: Path
 ) -> None:
-    """Four times as many as there are slots; each token is the likeliest of the merged model, given those before.
+    """Each with a prompt of its own; each token is the likeliest of the merged model, given those before.
 
     In float32: in bfloat16 what is likeliest depends on when it was rounded.
     """
-    root, refs = tmp_path_factory.mktemp("many"), []
-    for number in range(4 * SLOTS):
+    root, refs, random = tmp_path_factory.mktemp("many"), [], np.random.default_rng(1)
+    prompts = [random.integers(1000, 40_000, random.integers(8, 40)).tolist() for _ in range(MANY)]
+    for number in range(MANY):
         digest = f"{number + 100:064d}"
         tensors = random_tensors(shallow, number, 4, ATTENTION, 0.1)
         leaves = [leaf.rpartition(".")[2] for leaf in ATTENTION]
         path = write_adapter(root / digest, tensors, rank=4, lora_alpha=12, target_modules=leaves)
         refs.append(AdapterRef(id=f"many{number}", path=str(path), digest=digest[::-1]))
-    answers = await asyncio.gather(*(answer(engines.packing, ref, ref["id"]) for ref in refs))
+    asked = zip(refs, prompts, strict=True)
+    answers = await asyncio.gather(*(answer(engines.packing, ref, ref["id"], prompt) for ref, prompt in asked))
     assert len({tuple(logprobs) for _, logprobs in answers}) == len(refs)
-    for ref, (tokens, _) in zip(refs, answers, strict=True):
-        behind = await asyncio.to_thread(behind_the_likeliest, shallow, Path(ref["path"]), tokens)
+    for ref, prompt, (tokens, _) in zip(refs, prompts, answers, strict=True):
+        behind = await asyncio.to_thread(behind_the_likeliest, shallow, Path(ref["path"]), prompt, tokens)
         assert behind == pytest.approx([0.0] * TOKENS, abs=1e-3), ref["id"]
     await forget(engines.packing, refs)
 
@@ -224,13 +230,13 @@ def base_model(directory: Path) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
 
 
-def behind_the_likeliest(model: Path, adapter: Path, tokens: list[int]) -> list[float]:
+def behind_the_likeliest(model: Path, adapter: Path, prompt: list[int], tokens: list[int]) -> list[float]:
     """By how much the merged model's logit of each token is below its largest one."""
     merged = PeftModel.from_pretrained(base_model(model), adapter)
     merged.merge_adapter()
     try:
         with torch.inference_mode():
-            logits = merged(torch.tensor([PROMPT + tokens])).logits[0, len(PROMPT) - 1 : -1]
+            logits = merged(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
     finally:
         merged.unmerge_adapter()
         merged.unload()
