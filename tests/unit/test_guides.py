@@ -27,6 +27,13 @@ def test_there_is_one_for_each_and_the_readme_leads_to_them() -> None:
     assert len(typed()) > 20
 
 
+@pytest.mark.parametrize("text", [ROOT / "README.md", *GUIDES], ids=lambda text: text.stem)
+def test_every_picture_is_there(text: Path) -> None:
+    shown = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text.read_text())
+    assert shown
+    assert all((text.parent / picture).is_file() for picture in shown)
+
+
 @pytest.mark.parametrize("line", typed())
 def test_every_command_is_one(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
