@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import math
 import random
 import sys
 import time
@@ -37,6 +38,8 @@ STREAM_TIMEOUT_S = 240.0
 # Streams that are to move may end or be hit before.
 MIGRATION_TRIES = 10
 SETTLE_S = 60.0
+# By then nobody hands a request to what was killed.
+NOTICED_S = 2.0
 # A redeploy replaces all of the application, and a busy machine imports for all of it.
 SCALE_S = 300.0
 SCALE_DOWN = "scale down"
@@ -126,6 +129,7 @@ class Stress:
         self.counts = Counts()
         self._expected: dict[tuple[str, int], Outcome] = {}
         self._gateway_kills = 0
+        self._killed_s = -math.inf
         self._is_gateway_down = False
         self._under_way: list[Asked] = []
         self._began = asyncio.Event()
@@ -169,6 +173,9 @@ class Stress:
 
     async def _ask(self, http: httpx.AsyncClient, kind: str, seed: int) -> Outcome:
         asked = Asked(CONVERSATIONS[kind][1].get("n", 1))
+        if time.monotonic() - self._killed_s < NOTICED_S:
+            # It may be given to what has just been killed.
+            asked.waiting = set(range(asked.choices))
 
         def went_on(chunk: dict[str, Any]) -> None:
             asked.waiting -= {choice["index"] for choice in chunk.get("choices", ())}
@@ -219,6 +226,7 @@ class Stress:
                 self._gateway_kills += 1
                 self._is_gateway_down = True
             process.kill()
+            self._killed_s = time.monotonic()
             for asked in self._under_way:
                 asked.waiting = set(range(asked.choices))
             self.counts.kills[victim] += 1
