@@ -128,14 +128,13 @@ def verify(
 def remove(name: Name, directory: Directory = DEFAULT_DIRECTORY, *, as_json: AsJson = False) -> None:
     """Remove a snapshot from the disk tier, unless an engine uses it."""
     tier = _tier(directory)
-    if damaged := [each for each in tier.ids() if each == name and not _is_readable(tier, each)]:
+    if name in tier.ids() and not _is_readable(tier, name):
+        _refuse_if_used(directory, name, name)
         tier.remove(name)
-        tell({"id": damaged[0]}, lambda: console.print(f"removed {name[:_ID_DIGITS]}"), as_json=as_json)
+        tell({"id": name}, lambda: console.print(f"removed {name[:_ID_DIGITS]}"), as_json=as_json)
         return
     manifest = _find(tier, name)
-    leases = sum(lease.snapshot_id == manifest.id for lease in held_leases(directory))
-    if leases:
-        raise SnapshotBusyError(manifest.name, leases)
+    _refuse_if_used(directory, manifest.id, manifest.name)
     tier.remove(manifest.id)
     _tell_of(manifest, f"removed {_text(manifest)}", as_json=as_json)
 
@@ -204,6 +203,11 @@ def _readable(tier: LocalTier) -> list[Manifest]:
         except (CorruptSnapshotError, ManifestError) as error:
             progress_console.print(f"{error}; `flashserve snapshot rm {snapshot_id}` removes it", highlight=False)
     return found
+
+
+def _refuse_if_used(directory: Path, snapshot_id: str, name: str) -> None:
+    if leases := sum(lease.snapshot_id == snapshot_id for lease in held_leases(directory)):
+        raise SnapshotBusyError(name, leases)
 
 
 def _is_readable(tier: LocalTier, snapshot_id: str) -> bool:

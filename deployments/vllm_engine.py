@@ -56,7 +56,7 @@ from deployments.vllm_calls import answered
 from deployments.vllm_tokens import delta_of, prompt_of, queued_s, sampling_params
 from deployments.wire import TokenDelta
 
-# Nothing is lost by killing one that has ended its requests; vLLM's own way out hangs in zmq as often as not.
+# Nothing is lost by killing one that has ended its requests; vLLM's own way out can hang in zmq.
 STOP_TIMEOUT_S = 3.0
 
 logger = logging.getLogger(__name__)
@@ -238,6 +238,8 @@ class VllmEngine:
             answer = await ask_canary(llm, self._tasks)
             # Before anybody may ask for one again.
             await self._adapters.take_out_those_that_left()
+        except EngineDiedError:
+            raise
         except EngineDeadError as error:
             raise EngineDiedError(self._spec.id) from error
         except Exception as error:

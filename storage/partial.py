@@ -50,7 +50,7 @@ class UnfinishedSnapshot:
             (self.directory / MANIFEST_NAME).write_bytes(manifest.to_json())
             if self.tier == "disk":  # memory doesn't outlive the machine anyway
                 sync_tree(self.directory)
-            with self._ending, DirectoryLock(self._root / PARTIALS_NAME, wait=True):
+            with DirectoryLock(self._root / PARTIALS_NAME, wait=True), self._ending:
                 if self._is_given_up:
                     raise FileNotFoundError(errno.ENOENT, "it was given up", str(self.directory))
                 (self.directory / _LOCK_NAME).unlink(missing_ok=True)

@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 
 from app.cli import main
 from app.snapshot_cli import cli
+from storage.errors import SnapshotBusyError
+from storage.lease import Lease
 from storage.manifest import MANIFEST_NAME, Manifest
 from storage.tier import LocalTier
 
@@ -69,6 +71,10 @@ def test_one_that_can_not_be_read_hides_no_other_and_can_be_removed(
     listed = said(tier, "ls")
     assert "model-7" in listed
     assert f"flashserve snapshot rm {other.id}" in listed.replace("\n", "")
+    lease = Lease(tier.root, other.id, "an engine")
+    with pytest.raises(SnapshotBusyError):
+        said(tier, "rm", other.id)
+    lease.release()
     said(tier, "rm", other.id)
     assert tier.ids() == [manifest.id]
     assert "rm" not in said(tier, "ls")
