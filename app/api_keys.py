@@ -22,10 +22,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from app.config import problem_text
 from app.errors import ConfigError
-from app.tenants import Quota, Reach, Tenant
+from app.tenants import TENANT_NAME, Quota, Reach, Tenant
 
 # They stand before a slash in engines and before a colon in salts.
-TENANT_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
 _KEY = re.compile(r"fs-(?P<id>[0-9a-f]{12})-[A-Za-z0-9_-]{43}")
 _HASH = re.compile(r"scrypt:(?P<log_cost>\d\d?):(?P<salt>[A-Za-z0-9_=-]+):(?P<digest>[A-Za-z0-9_=-]+)")
 # 40 ms and 16 MiB a key. Secrets have 256 bits: no guessing gets anywhere even without.

@@ -11,8 +11,9 @@ from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 
 from app.api_keys import read_keys
-from app.catalogue import Catalogue, Entry
+from app.catalogue import Catalogue
 from app.config import AppConfig, PoolConfig, keys_file, parse_config, trace_config
+from app.entry import Entry
 from app.forecaster import ServedForecastKeeper
 from app.model_specs import check_models, store_config
 from app.served_gateway import ingress

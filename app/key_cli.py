@@ -6,9 +6,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from app.api_keys import TENANT_NAME, hashed, key_id, new_key
+from app.api_keys import hashed, key_id, new_key
 from app.errors import ConfigError
 from app.telling import AsJson, tell
+from app.tenants import TENANT_NAME
 
 key_cli = typer.Typer(no_args_is_help=True, help="make API keys")
 console = Console()

@@ -1,10 +1,11 @@
 """From a model of the configuration to what a replica is told to host, checked: files, adapters, engine arguments."""
 
+import math
 import re
 
 from app.accepted import AcceptedModels
-from app.catalogue import Entry
 from app.config import AppConfig, ModelConfig, PoolConfig, StorageConfig, disk_dir, dram_dir
+from app.entry import Entry
 from app.errors import ConfigError
 from app.machine import engine_bytes
 from app.names import ADAPTER_NAME, NAME_RULE
@@ -57,6 +58,7 @@ def check_model(model: ModelConfig, pool: PoolConfig, sources: SourceCache, acce
     Raises:
         ConfigError: its one problem begins with what follows the model's own path in the configuration.
     """
+    _check_devices(model, pool)
     try:
         spec = _spec(model, pool, sources)
         if not accepted.holds(spec):
@@ -69,7 +71,20 @@ def check_model(model: ModelConfig, pool: PoolConfig, sources: SourceCache, acce
         raise ConfigError((f".engine{key}: {error.reason}",)) from error
     frontend = model.openai.model_dump(exclude_defaults=True)
     lora_source = absolute(model.lora.source) if model.lora is not None and model.lora.source else ""
-    return Entry(spec, frontend, pool.name, model.model_dump(mode="json"), lora_source)
+    given = model.model_dump(mode="json")
+    return Entry(spec, frontend, pool.name, given, lora_source, own_engines=tuple(sorted(set(model.own_engines))))
+
+
+def _check_devices(model: ModelConfig, pool: PoolConfig) -> None:
+    """Raise ConfigError where a replica of the pool has fewer GPUs than the engine has ranks."""
+    # What is no number, vLLM will say.
+    sizes = [model.engine.get(f"{kind}_parallel_size", 1) for kind in ("tensor", "pipeline")]
+    ranks = math.prod(size for size in sizes if isinstance(size, int))
+    if pool.num_gpus and ranks > pool.num_gpus:
+        problem = (
+            f"its {ranks} ranks take a GPU each, and a replica of pool '{pool.name}' has {pool.num_gpus:g} (num_gpus)"
+        )
+        raise ConfigError((f".engine.tensor_parallel_size: {problem}",))
 
 
 def _spec(model: ModelConfig, pool: PoolConfig, sources: SourceCache) -> ModelSpec:

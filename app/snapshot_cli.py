@@ -20,6 +20,7 @@ from storage.errors import CorruptSnapshotError, ManifestError, SnapshotBusyErro
 from storage.folders import DirectoryFolder
 from storage.lease import held_leases
 from storage.manifest import Manifest
+from storage.names import read_names, write_name
 from storage.partial import TierName
 from storage.pins import write_pin
 from storage.promote import CopyPolicy, copy_snapshot, verify_files
@@ -72,6 +73,7 @@ def build(
         with progress_console.status(f"{model}: looking at the checkpoint …"):
             source = sources.localize(spec.source or spec.path)
             origin = origin_of(spec, sources.digest(source))
+        write_name(directory, model, origin.snapshot_id)
         if origin.snapshot_id in tier:
             built.append((tier.manifest(origin.snapshot_id), False))
             _say(f"{model}: {origin.snapshot_id[:_ID_DIGITS]} is there already", as_json=as_json)
@@ -88,16 +90,21 @@ def build(
 def list_snapshots(directory: Directory = DEFAULT_DIRECTORY, *, as_json: AsJson = False) -> None:
     """List the snapshots of the disk tier."""
     manifests = _readable(_tier(directory))
-    tell([_told(manifest) for manifest in manifests], lambda: _show(manifests), as_json=as_json)
+    users: dict[str, set[str]] = {manifest.id: {manifest.name} for manifest in manifests}
+    for model, snapshot_id in read_names(directory).items():
+        users.get(snapshot_id, set()).add(model)
+    found = [(manifest, sorted(users[manifest.id])) for manifest in manifests]
+    told = [_told(manifest) | {"models": models} for manifest, models in found]
+    tell(told, lambda: _show(found), as_json=as_json)
 
 
-def _show(manifests: list[Manifest]) -> None:
-    table = Table("id", "model", "size", "type", "tensors", "made for")
-    for manifest in manifests:
+def _show(found: list[tuple[Manifest, list[str]]]) -> None:
+    table = Table("id", "models", "size", "type", "tensors", "made for")
+    for manifest, models in found:
         origin = manifest.origin
         quantized = f"{origin.dtype} {origin.quantization or ''}".strip()
         made_for = f"{origin.platform}, vLLM {origin.vllm_version}, {origin.tensor_parallel} ranks"
-        row = (manifest.id[:_ID_DIGITS], manifest.name, decimal(manifest.size_bytes), quantized)
+        row = (manifest.id[:_ID_DIGITS], ", ".join(models), decimal(manifest.size_bytes), quantized)
         table.add_row(*row, str(len(manifest.tensors)), made_for)
     console.print(table)
 
@@ -219,7 +226,12 @@ def _is_readable(tier: LocalTier, snapshot_id: str) -> bool:
 
 
 def _find(tier: LocalTier, name: str) -> Manifest:
-    found = [manifest for manifest in _readable(tier) if manifest.name == name or manifest.id.startswith(name)]
+    used_id = read_names(tier.root).get(name)
+    found = [
+        manifest
+        for manifest in _readable(tier)
+        if manifest.name == name or manifest.id == used_id or manifest.id.startswith(name)
+    ]
     if len(found) != 1:
         several = ", ".join(manifest.id[:_ID_DIGITS] for manifest in found)
         raise SnapshotMissingError(f"{name} (it could be {several})" if found else name)

@@ -88,7 +88,7 @@ class Building:
         """
         directory = self._unfinished.directory
         _copy_small_files(Path(self._spec.path), directory)
-        manifest = describe_directory(self._spec.id, self._origin, directory)
+        manifest = describe_directory(self._spec.model_id, self._origin, directory)
         self._unfinished.finish(manifest)
         return manifest
 

@@ -8,6 +8,7 @@ StorageError
 ├── SnapshotMissingError    there is no such snapshot here
 ├── SnapshotBusyError       a snapshot is in use and can't be removed
 ├── TierFullError           a tier has no room, also after everything that may go has gone
+├── NotKeptError            what is to be remembered beside a tier can't be read or written
 ├── StoreUnreachableError   the node's snapshot store can't be asked
 ├── DeviceError             a device can't do what is asked of it
 └── RemoteError             a remote place doesn't give what was asked for
@@ -106,6 +107,18 @@ class TierFullError(StorageError):
 
     def __str__(self) -> str:
         return f"the {self.tier} tier is full: {self.needed_bytes} bytes are needed, {self.free_bytes} can be had"
+
+
+class NotKeptError(StorageError):
+    """``file`` beside a tier can't be read or written."""
+
+    def __init__(self, file: str, reason: str) -> None:
+        super().__init__(file, reason)
+        self.file = file
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.file} can't be used: {self.reason}"
 
 
 class StoreUnreachableError(StorageError):

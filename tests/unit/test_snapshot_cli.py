@@ -14,6 +14,8 @@ from app.snapshot_cli import cli
 from storage.errors import SnapshotBusyError
 from storage.lease import Lease
 from storage.manifest import MANIFEST_NAME, Manifest
+from storage.names import write_name
+from storage.pins import read_pins
 from storage.tier import LocalTier
 
 
@@ -48,6 +50,16 @@ def failure(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 def test_what_is_there_is_listed(tier: LocalTier, manifest: Manifest) -> None:
     line = next(line for line in said(tier, "ls").splitlines() if "model-7" in line)
     assert all(word in line for word in (manifest.id[:12], "4.2 kB", "bfloat16", "cpu, vLLM 0.29.0, 1 ranks"))
+
+
+def test_one_that_several_models_use_goes_by_the_name_of_each(tier: LocalTier, manifest: Manifest) -> None:
+    write_name(tier.root, "another", manifest.id)
+    write_name(tier.root, "gone", "0" * 64)
+    assert "another, model-7" in said(tier, "ls")
+    said(tier, "pin", "another", "disk")
+    assert read_pins(tier.root) == {manifest.id: "disk"}
+    said(tier, "rm", "another")
+    assert tier.ids() == []
 
 
 def test_whole_ones_verify_and_damaged_ones_do_not(
