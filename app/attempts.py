@@ -25,7 +25,6 @@ from deployments.errors import (
 
 # The first that fits.
 _FAILURES: tuple[tuple[type[BaseException], Failure], ...] = (
-    (EngineDiedError, "engine died"),
     (ReplicaLeavingError, "leaving"),
     (FeedError, "replica died"),
     (EngineUnavailableError, "unavailable"),
@@ -42,6 +41,8 @@ _FAILURES: tuple[tuple[type[BaseException], Failure], ...] = (
 def failure_of(error: BaseException) -> Failure:
     """Return how an attempt ended that raised ``error``; a cancellation is one that the caller did not ask for."""
     cause = _cause(error)
+    if isinstance(cause, EngineDiedError):
+        return "engine died" if cause.had_begun else "engine lost"
     return next((failure for kind, failure in _FAILURES if isinstance(cause, kind)), "refused")
 
 

@@ -212,7 +212,7 @@ class SequenceCarrier:
             # Also when its client has gone: the replica must not go on for nobody.
             if response is not None:
                 response.cancel()
-            if failure_of(error) == "engine died":
+            if failure_of(error) in {"engine died", "engine lost"}:
                 self._pool.lose_engine(self._pool.placements.replica_of(attempt_id), ask["model_id"])
             raise
         finally:

@@ -35,7 +35,7 @@ from app.keep_alive import SAMPLING_ARGUMENT
 from app.model_pool import ModelPool, embedded
 from app.request_record import LEFT, current_record
 from app.streams import TokenStreams
-from deployments.types import AdapterRef, EmbedRequest, GenerateRequest
+from deployments.types import AdapterRef, EmbedRequest, GenerateRequest, ModelSpec
 from deployments.wire import TokenDelta
 
 Ask = TypeVar("Ask", GenerateRequest, EmbedRequest)
@@ -44,21 +44,22 @@ Ask = TypeVar("Ask", GenerateRequest, EmbedRequest)
 class RemoteEngineClient(EnginelessClient):
     """One base model and its adapters, served by the replicas of ``pool``.
 
-    ``revision`` is that of the spec it was made for (``ModelSpec.revision``).
+    ``spec`` is that of everybody's engine, ``own`` are those of tenants' own, by tenant.
     """
 
     def __init__(  # noqa: PLR0913 - what a client is made of
         self,
-        model_id: str,
-        revision: str,
+        spec: ModelSpec,
         *,
+        own: Mapping[str, ModelSpec],
         config: VllmConfig,
         supported_tasks: list[str],
         pool: ModelPool,
         streams: TokenStreams,
     ) -> None:
-        self.model_id = model_id
-        self._revision = revision
+        self.model_id = spec.id
+        self._spec = spec
+        self._own = own
         self._retired = False
         self.vllm_config = config
         self.model_config = config.model_config
@@ -135,6 +136,7 @@ class RemoteEngineClient(EnginelessClient):
     ) -> AsyncGenerator[PoolingRequestOutput, None]:
         """See ``EngineClient.encode``."""
         caller = current_caller()
+        spec = self._spec_for(caller)
         request = await self._core_request(
             request_id,
             prompt,
@@ -145,8 +147,8 @@ class RemoteEngineClient(EnginelessClient):
         )
         ask: EmbedRequest = {
             "stream_id": request.request_id,
-            "model_id": self.model_id,
-            "revision": self._revision,
+            "model_id": spec.id,
+            "revision": spec.revision,
             "prompt_token_ids": list(request.prompt_token_ids),
             "pooling": msgspec.to_builtins(request.pooling_params),
             "adapter": _adapter(lora_request),
@@ -156,7 +158,7 @@ class RemoteEngineClient(EnginelessClient):
         }
         caller.spend(len(ask["prompt_token_ids"]))
         current_record().prompt_tokens += len(ask["prompt_token_ids"])
-        async with self._pool.place(self.model_id, caller.name, caller.weight) as rank:
+        async with self._pool.place(spec.id, caller.name, caller.weight) as rank:
             embedding = await embedded(_ranked(ask, rank), self._pool)
         data = np.frombuffer(embedding["data"], dtype="<f4").reshape(embedding["shape"])
         yield PoolingRequestOutput(
@@ -213,10 +215,11 @@ class RemoteEngineClient(EnginelessClient):
         return children
 
     def _begin(self, request: EngineCoreRequest, collector: RequestOutputCollector, caller: Caller) -> None:
+        spec = self._spec_for(caller)
         ask: GenerateRequest = {
             "stream_id": request.request_id,
-            "model_id": self.model_id,
-            "revision": self._revision,
+            "model_id": spec.id,
+            "revision": spec.revision,
             "prompt_token_ids": list(request.prompt_token_ids),
             "sampling": msgspec.to_builtins(request.sampling_params),
             "reply_to": self._streams.reply_to,
@@ -235,9 +238,12 @@ class RemoteEngineClient(EnginelessClient):
         carrying.add_done_callback(lambda done: _pass_on_failure(done, collector))
 
     async def _carry(self, carrier: SequenceCarrier, ask: GenerateRequest, caller: Caller) -> None:
-        async with self._pool.place(self.model_id, caller.name, caller.weight) as rank:
+        async with self._pool.place(ask["model_id"], caller.name, caller.weight) as rank:
             _ranked(ask, rank)
             await carrier.carry()
+
+    def _spec_for(self, caller: Caller) -> ModelSpec:
+        return self._own.get(caller.name, self._spec)
 
     def _stop(self, stream_ids: Iterable[str]) -> None:
         for stream_id in stream_ids:

@@ -9,6 +9,7 @@ from typing import Literal
 
 Failure = Literal[
     "engine died",  # the engine ended while it worked on the sequence
+    "engine lost",  # it ended with the sequence still waiting, or had before
     "replica died",  # its replica did, or the way to it broke
     "leaving",  # the replica is being shut down, in order
     "unavailable",  # nobody can serve the model now
@@ -24,7 +25,7 @@ class RetryLimits:
     max_engines: int = 2
     """Engines that may end under a sequence without a token between them."""
     max_replicas: int = 4
-    """Replicas that may end so; more, because a sequence seldom ends its replica, and a roll-out ends them all."""
+    """Replicas that may end so, and engines that had not begun the sequence; more, because it seldom ends those."""
     max_failures: int = 32
     """Attempts that may fail however much they delivered."""
     patience_s: float = 120.0
@@ -95,7 +96,7 @@ def _with(history: History, failure: Failure, delivered: int, now_s: float) -> H
         history,
         failures=history.failures + 1,
         engines_since_token=history.engines_since_token + (failure == "engine died"),
-        replicas_since_token=history.replicas_since_token + (failure == "replica died"),
+        replicas_since_token=history.replicas_since_token + (failure in {"replica died", "engine lost"}),
         waits_since_token=history.waits_since_token + 1,
         failing_since_s=now_s if history.failing_since_s is None else history.failing_since_s,
     )

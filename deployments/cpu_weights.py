@@ -2,7 +2,8 @@
 
 vLLM packs the matrix of each linear layer into a copy in oneDNN's layout when it has loaded a model, and drops the
 original. So to let go means to drop packed copies and everything else, and to come back means to map the snapshot and
-pack again. Does not cover: the KV cache and when it is done (``cpu_worker``), adapters' weights, which stay.
+pack again; or to compute from what is mapped, which costs speed, and has no copy of its own. Does not cover: the KV
+cache and when it is done (``cpu_worker``), adapters' weights, which stay.
 
 The names of vLLM's that are not public stand here and nowhere else; ``tests/contract/test_vllm_names.py`` guards them.
 """
@@ -82,6 +83,11 @@ class CpuWeights:
         ):
             for _ in threads.map(_pack, layers):
                 pass
+
+    def leave_unpacked(self) -> None:
+        """Multiply with the mapped matrices themselves: every process that maps the snapshot has the same memory."""
+        for _, layer in _layers(self._model):
+            setattr(layer, _PACKED, nn.functional.linear)
 
     def _places(self) -> dict[str, tuple[nn.Module, str]]:
         places = {}

@@ -14,10 +14,11 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 
 from deployments.cpu_adapters import lay_out_slots
 from deployments.cpu_weights import CpuWeights
-from deployments.engine_args import adapter_dram
+from deployments.engine_args import adapter_dram, shares_weights
 from deployments.os_memory import drop_pages, trim_heap
 from deployments.packed_adapters import adapter_ids, keep_adapters_packed
 from deployments.resuming_worker import ResumingWorker
+from deployments.snapshot_loader import restored_from
 from storage.weights import rank_file
 
 
@@ -35,6 +36,13 @@ class SleepingCpuWorker(ResumingWorker, CPUWorker):
         super().load_model(load_dummy_weights=load_dummy_weights)
         lay_out_slots(self.get_model())
         self._weights = CpuWeights(self.get_model(), self.model_config.dtype)
+        self._shares = shares_weights(self.vllm_config)
+        if not self._shares or self._weights.unsupported() is not None:
+            return
+        if (snapshot := restored_from(self.load_config)) is not None:
+            self._weights.release()
+            trim_heap()
+            self._bring(snapshot)
 
     def fall_asleep(self) -> str | None:
         """Give the memory of weights and KV cache back; no request may be running.
@@ -66,8 +74,14 @@ class SleepingCpuWorker(ResumingWorker, CPUWorker):
         Raises:
             StorageError: the snapshot is broken, or not this model's; the worker still sleeps.
         """
+        return self._bring(Path(snapshot))
+
+    def _bring(self, snapshot: Path) -> dict[str, float]:
         begin_s = time.perf_counter()
-        self._weights.map(Path(snapshot), rank_file(get_tensor_model_parallel_rank()))
+        self._weights.map(snapshot, rank_file(get_tensor_model_parallel_rank()))
         mapped_s = time.perf_counter()
-        self._weights.pack()
+        if self._shares:
+            self._weights.leave_unpacked()
+        else:
+            self._weights.pack()
         return {"map_s": mapped_s - begin_s, "pack_s": time.perf_counter() - mapped_s}

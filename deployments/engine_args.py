@@ -33,8 +33,10 @@ SCHEDULER = "deployments.resuming_scheduler.make_scheduler"
 # The load format of ``snapshot_loader``, which only vLLM's own processes import.
 SNAPSHOT_FORMAT = "flashserve"
 
-# What a worker is told in vLLM's ``additional_config``: where a node keeps its packed adapters.
+# What a worker is told in vLLM's ``additional_config``: where a node keeps its packed adapters, and whether it computes
+# from the node's copy of the weights.
 _ADAPTERS = "flashserve_adapters"
+_SHARES_WEIGHTS = "flashserve_shares_weights"
 
 # Said elsewhere in the configuration, so naming them among the engine arguments would be ambiguous.
 _RESERVED = {
@@ -84,16 +86,29 @@ def engine_args(spec: ModelSpec) -> AsyncEngineArgs:
         sleeps = current_platform.is_sleep_mode_available()
         values |= {"worker_extension_cls": GPU_WORKER_EXTENSION, "enable_sleep_mode": sleeps}
     values |= spec.engine
+    told: dict[str, Any] = {}
     if spec.lora_enabled and spec.adapters_in:
-        told = {_ADAPTERS: {"root": spec.adapters_in, "max_bytes": spec.adapters_bytes}}
+        told[_ADAPTERS] = {"root": spec.adapters_in, "max_bytes": spec.adapters_bytes}
+    if spec.shares_weights:
+        told[_SHARES_WEIGHTS] = True
+    if told:
         values["additional_config"] = (values.get("additional_config") or {}) | told
     return AsyncEngineArgs(**values)
 
 
 def adapter_dram(config: VllmConfig) -> AdapterDram | None:
     """Return where a worker with this configuration shares its adapters with others; None: it keeps its own."""
-    told = config.additional_config.get(_ADAPTERS) if isinstance(config.additional_config, dict) else None
+    told = _told(config).get(_ADAPTERS)
     return None if told is None else AdapterDram(Path(told["root"]), told["max_bytes"])
+
+
+def shares_weights(config: VllmConfig) -> bool:
+    """Tell whether a worker with this configuration computes from the node's copy of the weights."""
+    return bool(_told(config).get(_SHARES_WEIGHTS))
+
+
+def _told(config: VllmConfig) -> dict[str, Any]:
+    return config.additional_config if isinstance(config.additional_config, dict) else {}
 
 
 def engine_config(spec: ModelSpec) -> VllmConfig:

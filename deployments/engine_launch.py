@@ -8,6 +8,7 @@ dies takes the others along, and the line ends at the other side when the last o
 an engine holds nothing worth saving, and a killed one leaves in ``/dev/shm`` nothing that its tracker doesn't remove.
 """
 
+import contextlib
 import ctypes
 import os
 import pickle
@@ -26,6 +27,7 @@ import torch
 from vllm.platforms import current_platform
 from vllm.v1.engine.utils import CoreEngineProcManager, get_engine_zmq_addresses, launch_core_engines
 
+from deployments.batch_record import keep_record, record_path
 from deployments.pool_wire import (
     EngineRequest,
     Report,
@@ -92,6 +94,7 @@ def _run(line: socket.socket) -> None:
     resource_tracker.ensure_running()
     os.setsid()
     _become(surroundings)
+    keep_record(record_path(Path(line.getsockname()).parent, os.getpid()))
     line.sendall(pack_report(Report("forked", process_id=os.getpid())))
     request: EngineRequest = pickle.loads(receive_frame(line))  # noqa: S301 - see pool_wire
     marks_s["asked"] = time.monotonic()
@@ -154,7 +157,9 @@ def _listen_to_logs() -> MarkHandler:
 
 
 def _end_with_client(line: socket.socket) -> None:
-    line.recv(1)
+    # A client that was killed with a report unread has broken the connection.
+    with contextlib.suppress(OSError):
+        line.recv(1)
     _kill_group()
 
 

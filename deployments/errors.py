@@ -65,14 +65,16 @@ class PoolUnavailableError(DeploymentError):
 
 
 class EngineDiedError(DeploymentError):
-    """The engine of ``model_id`` ended while it worked on a request."""
+    """The engine of ``model_id`` ended while it had a request; it may be because of it only if it ``had_begun`` it."""
 
-    def __init__(self, model_id: str) -> None:
-        super().__init__(model_id)
+    def __init__(self, model_id: str, had_begun: bool = True) -> None:  # noqa: FBT001, FBT002 - errors are pickled
+        super().__init__(model_id, had_begun)
         self.model_id = model_id
+        self.had_begun = had_begun
 
     def __str__(self) -> str:
-        return f"The engine of model '{self.model_id}' ended while it worked on this request; please send it again."
+        when = "while it worked on" if self.had_begun else "before it worked on"
+        return f"The engine of model '{self.model_id}' ended {when} this request; please send it again."
 
 
 class RequestRejectedError(DeploymentError):

@@ -16,6 +16,7 @@ from pathlib import Path
 from socket import socket
 from typing import Any
 
+from deployments.batch_record import read_record, record_path
 from deployments.errors import EngineStartError, PoolUnavailableError
 from deployments.pool_wire import EngineRequest, Report, Surroundings, pack_frame, pack_surroundings, parse_report
 
@@ -59,6 +60,9 @@ class ForkedEngine:
         self.addresses: tuple[str, str] = ("", "")
         self._asked_s = time.monotonic()
         self._writer = writer
+        # Beside the socket: it goes with the pool.
+        self._directory = Path(writer.get_extra_info("peername")).parent
+        self._computed_last: frozenset[str] | None = None
         self._reports: asyncio.Queue[Report | None] = asyncio.Queue()
         self._listening = asyncio.get_running_loop().create_task(self._listen(reader))
 
@@ -130,6 +134,13 @@ class ForkedEngine:
         """Return whether none of the engine's processes is left."""
         return self._listening.done()
 
+    def computing(self) -> frozenset[str] | None:
+        """Return what it is computing, or was when it ended; see ``batch_record``."""
+        return self._computed_last if self.gone() else read_record(self._record_path())
+
+    def _record_path(self) -> Path:
+        return record_path(self._directory, self.process_id)
+
     def when_gone(self, callback: Callable[[], None]) -> None:
         """Have ``callback`` called in the event loop once none of the engine's processes is left."""
         self._listening.add_done_callback(lambda _: callback())
@@ -153,6 +164,8 @@ class ForkedEngine:
         except OSError as error:
             logger.info("life line of the engine of %s broke: %s", self.model_id, error)
         finally:
+            self._computed_last = read_record(self._record_path())
+            self._record_path().unlink(missing_ok=True)
             self._reports.put_nowait(None)
 
     async def _report(self) -> Report:

@@ -1,6 +1,7 @@
 """What a process forked from the zygote does to be a worker of Ray's; the other side of ``worker_launcher``."""
 
 import atexit
+import contextlib
 import json
 import os
 import runpy
@@ -67,5 +68,6 @@ def _become(line: socket.socket, set_by_imports: Mapping[str, str]) -> str:
 
 
 def _end_with_launcher(line: socket.socket) -> None:
-    line.recv(1)
+    with contextlib.suppress(OSError):
+        line.recv(1)
     os._exit(1)

@@ -27,7 +27,7 @@ from deployments.types import (
 
 # Failed starts, or early deaths, until a model is given up for a while.
 MAX_FAILURES = 3
-# An engine that lived longer than this did not die of how it was started.
+# An engine that lived longer than this, or has answered, did not die of how it was started.
 FORGIVE_AFTER_S = 10.0
 # A model that failed is tried again when it is asked for after this long: what was wrong may have been mended.
 RETRY_FAILED_AFTER_S = 60.0
@@ -75,6 +75,7 @@ class EngineLifecycle:
         # Where this is, as Ray calls it.
         self.node = ""
         self._started_at_s = 0.0
+        self._has_answered = False
         self._began_s = time.monotonic()
 
     @property
@@ -120,7 +121,7 @@ class EngineLifecycle:
             self._engine = None
             self._fail(error.reason)
             return
-        self._started_at_s = time.monotonic()
+        self._started_at_s, self._has_answered = time.monotonic(), False
         self._starts.measured(engine.start_report()["found_in"], self._started_at_s - begin_s)
         self._note("start", self._started_at_s - begin_s)
         self.awake_bytes = await engine.memory_bytes()
@@ -192,6 +193,10 @@ class EngineLifecycle:
         if self.state == "failed":
             self._failures = MAX_FAILURES - 1
             self._set("cold", self.reason)
+
+    def answered(self) -> None:
+        """Take note that the engine has answered a request: what ends it from now on is not how it was started."""
+        self._has_answered = True
 
     def is_dead(self) -> bool:
         """Tell whether an engine that should live has died; ``bury`` follows."""
@@ -277,7 +282,7 @@ class EngineLifecycle:
 
     async def _buried(self, stopping: Coroutine[Any, Any, None], reason: str) -> None:
         await stopping
-        if time.monotonic() - self._started_at_s > FORGIVE_AFTER_S:
+        if self._has_answered or time.monotonic() - self._started_at_s > FORGIVE_AFTER_S:
             self._failures = 0
         self._fail(reason)
 

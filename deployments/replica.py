@@ -202,9 +202,11 @@ class EngineReplica:
                 self._leases.held(model_id, request.get("adapter")) as adapter,
                 self._residents.use(model_id, tenant=request.get("tenant", ""), span=span) as engine,
             ):
-                begin_s = time.monotonic()
+                begin_s, load = time.monotonic(), engine.unfinished()
                 try:
-                    return await engine.embed({**request, "adapter": adapter})
+                    embedding = await engine.embed({**request, "adapter": adapter})
+                    self._residents.first_token(model_id, time.monotonic() - begin_s, load)
+                    return embedding
                 finally:
                     span.lasted("prefill", begin_s, time.monotonic())
                     self._residents.served(model_id, time.monotonic() - begin_s)

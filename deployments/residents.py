@@ -133,8 +133,9 @@ class Residents:
             resident.served_s += seconds
 
     def first_token(self, model_id: str, seconds: float, others: int) -> None:
-        """Take a measurement: a first token came so long after its request, which found ``others`` in the engine."""
+        """Take a measurement: a first token or embedding came so long after its request, which found ``others``."""
         if (resident := self._residents.get(model_id)) is not None:
+            resident.life.answered()
             resident.first_token(seconds, others, max(1, self._at_work()))
 
     def _at_work(self) -> int:

@@ -3,7 +3,7 @@
 A resumed request stands here as one that was preempted after its delivered tokens: they are output, so they count for
 ``max_tokens``, ``min_tokens`` and stop conditions, and one prefill computes prompt and output together. A grammar is
 advanced over them as soon as it is compiled, before anything is sampled. Requests without delivered tokens take vLLM's
-own way; no step does more than vLLM's.
+own way; a step does no more than vLLM's but for noting which requests it is for (``batch_record``).
 
 Does not cover: penalties and seeds, which are the worker's (``resuming_worker``; that of GPUs needs nothing). The
 asynchronous one, which engines on a GPU use, is tested without an engine, and not yet run on a GPU.
@@ -14,9 +14,11 @@ from typing import Any
 
 from vllm.config import VllmConfig
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
+from deployments.batch_record import BatchRecord
 from deployments.delivered import delivered_token_ids
 
 logger = logging.getLogger(__name__)
@@ -33,6 +35,16 @@ class _Resuming:
 
     structured_output_manager: Any
     grammar_compile_error_reqs: set[str]
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self._record = BatchRecord()
+
+    def schedule(self, *args: Any, **given: Any) -> SchedulerOutput:
+        """See vLLM's scheduler."""
+        step: SchedulerOutput = super().schedule(*args, **given)  # type: ignore[misc]
+        self._record.computing(step.num_scheduled_tokens)
+        return step
 
     def add_request(self, request: Request) -> None:
         """See vLLM's scheduler."""

@@ -34,6 +34,17 @@ def register() -> None:
     register_model_loader(SNAPSHOT_FORMAT)(SnapshotLoader)
 
 
+def restored_from(config: LoadConfig) -> Path | None:
+    """Return the directory of the snapshot that a model with this configuration was restored from; None if it wasn't.
+
+    To be asked after the model was loaded.
+    """
+    extra: dict[str, Any] = dict(config.model_loader_extra_config or {})
+    if config.load_format != SNAPSHOT_FORMAT or "build" in extra:
+        return None
+    return Path(extra["snapshot"]) if "snapshot" in extra else Path(Path(extra["snapshot_in"]).read_text())
+
+
 class SnapshotLoader(BaseModelLoader):
     """Restores a model from a snapshot, or builds one on the way."""
 

@@ -44,9 +44,10 @@ from deployments.types import (
 )
 from deployments.wire import TokenDelta
 from storage.checkpoint import LocalSource, SourceCache
-from storage.errors import ManifestError, SnapshotMissingError, StorageError
+from storage.errors import ManifestError, NotKeptError, SnapshotMissingError, StorageError
 from storage.lease import Lease
 from storage.manifest import Origin
+from storage.names import write_name
 from storage.partial import DirectoryLock
 from storage.pins import write_pin
 from storage.tier import LocalTier, Place
@@ -122,6 +123,11 @@ class StagedEngine:
         origin = origin_of(replace(self._spec, path=str(source.directory)), self._sources.digest(source))
         if published is not None and published.origin != origin:
             raise ManifestError(source.url, f"it was made for {published.origin}, and {origin} is needed")
+        try:
+            write_name(self._node.config.disk_dir, self._spec.model_id, origin.snapshot_id)
+        except NotKeptError as error:
+            # It is for whoever types the name.
+            logger.warning("the snapshot of %s may go by another name only: %s", self._spec.id, error)
         return source, origin
 
     async def _restore(self, source: LocalSource, origin: Origin) -> bool:
@@ -375,7 +381,7 @@ class StagedEngine:
 
     def _running(self) -> Engine:
         if self._engine is None:
-            raise EngineDiedError(self._spec.id)
+            raise EngineDiedError(self._spec.id, had_begun=False)
         return self._engine
 
     def __repr__(self) -> str:

@@ -61,6 +61,13 @@ class ModelSpec:
     # Where the node keeps its adapters as engines compute with them, and how much of them; its own memory if empty.
     adapters_in: str = ""
     adapters_bytes: int = 0
+    # On a CPU: compute from the node's one copy of the weights, slower, instead of from a packed copy of its own.
+    shares_weights: bool = False
+
+    @property
+    def model_id(self) -> str:
+        """The model that it is an engine of; a tenant's own has an id with more behind that."""
+        return self.id.partition("@")[0]
 
     @cached_property
     def revision(self) -> str:

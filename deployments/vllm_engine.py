@@ -24,6 +24,7 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
 from deployments.adapters import AdapterPlaces
+from deployments.batch_record import was_computing
 from deployments.canary import Answer, ask_canary
 from deployments.engine_args import engine_args
 from deployments.errors import (
@@ -114,6 +115,7 @@ class VllmEngine:
         stream_id = request["stream_id"]
         delivered = request.get("delivered_token_ids") or []
         params = sampling_params(request["sampling"], delivered)
+        forked = self._forked
         if delivered:
             check_resumable(self._spec, self._running(), params)
             if end := end_of(self._running(), request["prompt_token_ids"], delivered, params):
@@ -137,12 +139,17 @@ class VllmEngine:
                             delta.queued_s, is_untold = queued_s(output), False
                         yield delta
                         first = False
-        except (EngineDeadError, EngineGenerateError, VLLMClientError, ValueError) as error:
+        except EngineDeadError as error:
+            # A grammar is compiled beside the batches.
+            had_begun = params.structured_outputs is not None or _was_computing(forked, stream_id)
+            raise EngineDiedError(self._spec.id, had_begun=had_begun) from error
+        except (EngineGenerateError, VLLMClientError, ValueError) as error:
             raise self._translated(error) from error
 
     async def embed(self, request: EmbedRequest) -> Embedding:
         """See ``Engine.embed``."""
         result: PoolingRequestOutput | None = None
+        forked = self._forked
         try:
             async with self._one_request(request.get("adapter")) as (llm, lora_request):
                 async for output in llm.encode(
@@ -153,7 +160,9 @@ class VllmEngine:
                     priority=request.get("priority", 0),
                 ):
                     result = output
-        except (EngineDeadError, EngineGenerateError, VLLMClientError, ValueError) as error:
+        except EngineDeadError as error:
+            raise EngineDiedError(self._spec.id, had_begun=_was_computing(forked, request["stream_id"])) from error
+        except (EngineGenerateError, VLLMClientError, ValueError) as error:
             raise self._translated(error) from error
         if result is None:
             raise EngineDiedError(self._spec.id)
@@ -297,7 +306,7 @@ class VllmEngine:
 
     def _running(self) -> AsyncLLM:
         if self._llm is None:
-            raise EngineDiedError(self._spec.id)
+            raise EngineDiedError(self._spec.id, had_begun=False)
         return self._llm
 
     @asynccontextmanager
@@ -333,8 +342,6 @@ class VllmEngine:
             await self._adapters.preload(adapter)
 
     def _translated(self, error: Exception) -> Exception:
-        if isinstance(error, EngineDeadError):
-            return EngineDiedError(self._spec.id)
         if isinstance(error, EngineGenerateError):
             # vLLM wraps whatever happened while the request was set up, a missing adapter file for instance.
             cause = error.__cause__ or error
@@ -343,3 +350,8 @@ class VllmEngine:
 
     def __repr__(self) -> str:
         return f"<VllmEngine {self._spec.id} {'running' if self._llm else 'stopped'}, {self._adapters!r}>"
+
+
+def _was_computing(forked: ForkedEngine | None, stream_id: str) -> bool:
+    """Tell whether an engine that has ended may have been computing this; for one without the pool nobody knows."""
+    return forked is None or was_computing(forked.computing(), stream_id)

@@ -29,6 +29,9 @@ def raised_in_a_replica(cause: Exception) -> Exception:
 
 
 MEANT: dict[Failure, list[BaseException]] = {
+    "engine lost": [
+        EngineDiedError("m", had_begun=False), raised_in_a_replica(EngineDiedError("m", had_begun=False)),
+    ],
     "engine died": [EngineDiedError("m"), raised_in_a_replica(EngineDiedError("m"))],
     "replica died": [
         ActorDiedError(), ActorUnavailableError("gone", None), NodeDiedError("gone"),

@@ -1,9 +1,11 @@
 """Engines forked from the process pool: they answer as others do, and nothing of them is left behind. Real vLLM."""
 
 import asyncio
+import fcntl
 import os
 import signal
 import sys
+import termios
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -152,16 +154,25 @@ async def test_two_are_forked_at_once(pool: ProcessPool) -> None:
 
 @pytest.mark.parametrize("victim", [core_of, worker_of, launcher_of])
 async def test_the_death_of_a_process_ends_its_requests_and_its_engine(pool: ProcessPool, victim: Any) -> None:
-    engine = await started(CHAT, pool)
+    engine = await started(replace(CHAT, engine=ENGINE | {"max_num_seqs": 1}), pool)
     deltas = engine.generate(ask(max_tokens=480))
     await anext(deltas)
+    waiting = asyncio.ensure_future(rest_of(engine.generate(ask("waits"))))
+    # Another word of the first comes after the second has been asked for.
+    await anext(deltas)
     victim(engine_processes(pool)).kill()
-    with pytest.raises(EngineDiedError):
+    with pytest.raises(EngineDiedError) as suspected:
         await asyncio.wait_for(rest_of(deltas), 20)
+    with pytest.raises(EngineDiedError) as waited:
+        await asyncio.wait_for(waiting, 20)
+    with pytest.raises(EngineDiedError) as came_later:
+        await rest_of(engine.generate(ask("late")))
+    assert [died.value.had_begun for died in (suspected, waited, came_later)] == [True, False, False]
     with pytest.raises(EngineDiedError):
         engine.check()
     await until(lambda: engine_processes(pool) == [])
     await engine.stop()
+    assert list(Path(pool.address.socket_path).parent.glob("batch-*")) == []
 
 
 @pytest.mark.parametrize("call", [VllmEngine.adapters, lambda engine: engine.preload_adapter(PIRATE)])
@@ -227,6 +238,35 @@ async def test_a_client_that_is_cancelled_in_the_middle_of_a_start_leaves_nothin
     await asyncio.gather(start, return_exceptions=True)
     await until(lambda: engine_processes(pool) == [])
     await engine.stop()
+
+
+async def test_a_client_that_ends_before_it_has_read_all_leaves_nothing(
+    pool: ProcessPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it has not read breaks the connection instead of ending it, as when it is killed."""
+    made: list[ForkedEngine] = []
+    begin = ForkedEngine.__init__
+
+    def noted(self: ForkedEngine, *arguments: Any) -> None:
+        begin(self, *arguments)
+        made.append(self)
+
+    monkeypatch.setattr(ForkedEngine, "__init__", noted)
+    engine = VllmEngine(CHAT, pool.address)
+    start = asyncio.ensure_future(engine.start())
+    await until(lambda: len(engine_processes(pool)) == 3)
+    line = made[0]._writer.transport
+    line.pause_reading()  # type: ignore[attr-defined]
+    await until(lambda: unread_bytes(line.get_extra_info("socket").fileno()) > 0)
+    line.abort()
+    start.cancel()
+    await asyncio.gather(start, return_exceptions=True)
+    await until(lambda: engine_processes(pool) == [])
+    await engine.stop()
+
+
+def unread_bytes(descriptor: int) -> int:
+    return int.from_bytes(fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 @pytest.mark.parametrize("victim", [core_of, worker_of])

@@ -18,6 +18,7 @@ from storage.checkpoint import LocalSource, SourceCache
 from storage.errors import RemoteError
 from storage.lease import held_leases
 from storage.manifest import MANIFEST_NAME
+from storage.names import read_names
 from storage.snapshot import describe_directory
 from storage.store import StoreConfig
 from storage.tier import Place
@@ -93,8 +94,8 @@ class Setup:
         manifest = describe_directory(self.spec.id, origin, self.on_disk)
         (self.on_disk / MANIFEST_NAME).write_bytes(manifest.to_json())
 
-    def engine(self, **engine: Any) -> StagedEngine:
-        spec = ModelSpec(self.spec.id, self.spec.path, engine)
+    def engine(self, engine_id: str = "tiny", **engine: Any) -> StagedEngine:
+        spec = ModelSpec(engine_id, self.spec.path, engine)
         return StagedEngine(spec, self.node, self._make, StartMetrics())  # type: ignore[arg-type]
 
     def _make(self, spec: ModelSpec, pool: Any) -> LoadingEngine:
@@ -145,6 +146,21 @@ async def test_what_is_in_dram_is_there_at_once(setup: Setup) -> None:
     await engine.start()
     assert setup.engines[0].loader == {"snapshot": str(setup.in_dram)}
     assert engine.start_report()["found_in"] == "dram"
+    await engine.stop()
+
+
+async def test_every_model_that_uses_a_snapshot_is_known(setup: Setup) -> None:
+    for engine_id in ("tiny", "twin", "third@acme"):
+        engine = setup.engine(engine_id)
+        await engine.start()
+        await engine.stop()
+    assert read_names(setup.node.config.disk_dir) == dict.fromkeys(("tiny", "twin", "third"), setup.on_disk.name)
+
+
+async def test_a_start_does_without_the_name(setup: Setup) -> None:
+    (setup.node.config.disk_dir / "names.json").write_text("{")
+    engine = setup.engine()
+    await engine.start()
     await engine.stop()
 
 

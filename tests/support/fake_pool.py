@@ -14,8 +14,9 @@ from ray.exceptions import ActorDiedError
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from app.catalogue import Catalogue, Entry
+from app.catalogue import Catalogue
 from app.engine_client import RemoteEngineClient
+from app.entry import Entry
 from app.model_pool import ModelPool
 from app.resumption import RetryLimits
 from app.streams import TokenStreams
@@ -163,7 +164,7 @@ async def client_of(pool: Pool) -> AsyncIterator[RemoteEngineClient]:
     await streams.listen("127.0.0.1")
     config = await asyncio.to_thread(engine_config, CONFIG_SPEC)
     made = RemoteEngineClient(
-        CHAT_MODEL, pool.spec.revision, config=config, supported_tasks=["generate", "embed"],
+        pool.spec, own={}, config=config, supported_tasks=["generate", "embed"],
         streams=streams, pool=ModelPool(pool, LIMITS, pool.placements),
     )  # fmt: skip
     try:

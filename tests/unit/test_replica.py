@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from app.catalogue import Catalogue, Entry
+from app.catalogue import Catalogue
+from app.entry import Entry
 from app.streams import TokenStreams
 from deployments import lifecycle, residents
 from deployments import replica as replica_module
@@ -168,6 +169,16 @@ async def test_an_engine_that_keeps_dying_is_given_up(setup: Setup) -> None:
     await until(lambda: replica._residents.describe()["fake"]["state"] == "failed")
     with pytest.raises(EngineUnavailableError, match="its engine died"):
         await replica.generate(generate_request(setup.streams, "a"))
+
+
+async def test_one_that_answers_before_it_dies_is_not(setup: Setup) -> None:
+    replica = setup.replica()
+    for life in range(lifecycle.MAX_FAILURES + 1):
+        await until(lambda life=life: len(setup.engines) == life + 1)
+        await replica.generate(generate_request(setup.streams, f"a{life}"))
+        setup.engines[-1].die()
+    await until(lambda: replica._residents.describe()["fake"]["restarts"] == lifecycle.MAX_FAILURES + 1)
+    assert await replica.generate(generate_request(setup.streams, "b"))
 
 
 async def test_a_stopped_replica_tells_those_who_wait(setup: Setup) -> None:

@@ -8,7 +8,7 @@ from app.resumption import Failure, GiveUp, History, Retry, RetryLimits, after_f
 
 LIMITS = RetryLimits()
 NONE_YET = History()
-FAILURES: tuple[Failure, ...] = ("engine died", "replica died", "leaving", "unavailable", "refused")
+FAILURES: tuple[Failure, ...] = ("engine died", "engine lost", "replica died", "leaving", "unavailable", "refused")
 
 
 def fail(
@@ -17,7 +17,7 @@ def fail(
     return after_failure(history, failure, delivered=delivered, now_s=now_s, chance=chance, limits=LIMITS)
 
 
-@pytest.mark.parametrize("failure", ["engine died", "replica died", "leaving"])
+@pytest.mark.parametrize("failure", ["engine died", "engine lost", "replica died", "leaving"])
 def test_who_lost_its_engine_is_asked_for_again(failure: Failure) -> None:
     for delivered in (0, 5):
         assert isinstance(fail(failure, delivered=delivered)[1], Retry)
@@ -51,10 +51,20 @@ def test_a_request_that_got_a_token_between_is_not_to_blame() -> None:
 
 def test_what_happens_between_two_ends_of_engines_excuses_nobody() -> None:
     history, _ = fail("engine died", delivered=3)
-    for failure in ("unavailable", "leaving", "replica died"):
+    for failure in ("unavailable", "leaving", "replica died", "engine lost"):
         history, decision = fail(failure, history)
         assert isinstance(decision, Retry)
     assert fail("engine died", history)[1] == GiveUp("ends engines")
+
+
+@pytest.mark.parametrize("failure", ["replica died", "engine lost"])
+def test_who_is_seldom_to_blame_is_given_up_later(failure: Failure) -> None:
+    history, decision = fail(failure, delivered=3)
+    for _ in range(LIMITS.max_replicas - 1):
+        assert isinstance(decision, Retry)
+        history, decision = fail(failure, history)
+    assert decision == GiveUp("too many failures")
+    assert isinstance(fail(failure, history, delivered=1)[1], Retry)
 
 
 def test_replicas_that_leave_in_order_count_for_nothing() -> None:
