@@ -8,7 +8,7 @@ TORCH := $(shell grep '^torch==' requirements.lock 2>/dev/null)
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 SOURCES := app deployments autoscaler storage tests
 
-.PHONY: help setup models serve serve-s3 test check format lock clean bench-throughput bench-coldstart bench-many-models bench-storage bench-storage-gpu bench-migration bench-partings bench-replay bench-forecast bench-autoscale bench-tenants bench-lora bench-cluster bench-cluster-decisions bench-observability screenshots stress stress-sleep
+.PHONY: help setup models serve serve-s3 test check format lock clean bench-throughput bench-coldstart bench-many-models bench-storage bench-storage-gpu bench-migration bench-partings bench-replay bench-forecast bench-autoscale bench-tenants bench-lora bench-cluster bench-cluster-decisions bench-cluster-replicas bench-observability screenshots stress stress-sleep stress-machines
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -66,7 +66,7 @@ bench-migration: models ## gaps that clients feel when streams move or lose thei
 bench-tenants: models ## what a tenant feels of another that floods the service (about five minutes)
 	$(BIN)/python tests/bench/tenants.py
 
-# ONLY=swap,first,throughput,memory says which parts.
+# ONLY=swap,first,throughput,memory,own,preload says which parts.
 bench-lora: models ## what many adapters cost an engine, beside stock vLLM (about half an hour)
 	$(BIN)/python tests/bench/lora.py $(if $(ONLY),--only $(ONLY))
 
@@ -82,11 +82,17 @@ bench-cluster-decisions: setup ## what choices, plans and replays cost as a clus
 screenshots: models ## pictures of the status page and the terminal, from a service of their own (needs Chromium)
 	$(BIN)/python tests/support/screenshots.py
 
-bench-observability: models ## what metrics, logs and traces cost, by switching them off (about five minutes)
+bench-cluster-replicas: setup ## fifty real replicas: the controller's work, and how old is what gateways know (ten minutes)
+	PYTHONPATH=. RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP=0 $(BIN)/python tests/bench/cluster_replicas.py
+
+bench-observability: models ## what metrics, logs and traces cost, by switching them off (about a quarter of an hour)
 	$(BIN)/python tests/bench/observability.py
 
 stress: models ## 500 streams under 100 kills and 100 migrations, compared token by token (about half an hour)
 	$(BIN)/python tests/stress/streams.py
+
+stress-machines: models ## nodes that are lost under load and join, a head that is lost (about eight minutes, as root)
+	$(BIN)/pytest tests/stress/test_machines.py tests/stress/test_head.py
 
 stress-sleep: models ## a thousand sleeps and wakes of one engine: the same answers, no memory kept (about half an hour)
 	FLASHSERVE_SLEEP_CYCLES=1000 $(BIN)/pytest tests/contract/test_sleep.py -k cycles -s

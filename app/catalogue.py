@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from app.adapter_list import AdapterKey, AdapterList
+from app.entry import Entry
 from app.kept_file import write_kept
 from deployments.types import AdapterSpec, ModelSpec
 
@@ -27,23 +28,6 @@ _NAME = ".models.json"
 _ADAPTERS_NAME = ".adapters.json"
 # How long a question for changes waits for one; Serve waits for it when the application is deleted.
 _FOLLOW_S = 2.0
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A model as it is served.
-
-    ``spec`` is for replicas, ``frontend`` (arguments of vLLM's API server) for gateways, ``pool`` the name of the pool
-    that hosts it, and ``given`` its section of the configuration. Adapters that aren't known are looked for in
-    ``lora_source``, a directory or a URL, but for those named in ``removed``.
-    """
-
-    spec: ModelSpec
-    frontend: dict[str, Any]
-    pool: str
-    given: dict[str, Any]
-    lora_source: str = ""
-    removed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -151,7 +135,7 @@ class Catalogue:
             return None
         version, entries = found
         digests = frozenset(adapter.digest for entry in entries for adapter in entry.spec.adapters)
-        return version, [entry.spec for entry in entries if entry.pool == pool], digests
+        return version, [spec for entry in entries if entry.pool == pool for spec in entry.engines()], digests
 
     async def put(self, entry: Entry) -> None:
         """See ``ModelList.put``."""

@@ -24,11 +24,11 @@ from app.accepted import AcceptedModels
 from app.adapter_registry import AdapterRegistry
 from app.attempts import translated
 from app.callers import Caller
-from app.catalogue import Entry
 from app.config import AppConfig, PoolConfig, parse_model
 from app.door import Door
 from app.engine_client import RemoteEngineClient
 from app.engine_states import UNHEARD_OF
+from app.entry import Entry, by_engine, without_adapters
 from app.errors import AppError, InvalidRequestError, ModelNotFoundError
 from app.fair_queue import FairQueue
 from app.fleet import Command, Fleets
@@ -95,7 +95,7 @@ class Gateway:
             sources=self._sources,
             entries=self._listed,
             refresh=self._refresh,
-            resident=self._fleets.adapters,
+            resident=self._resident,
             tenants=door.tenants,
         )
         self._layer = OpenAILayer(self._prepare, self.adapters.discover)
@@ -120,7 +120,7 @@ class Gateway:
     async def engines(self) -> dict[str, EngineDescription]:
         """See ``routes.Service.engines``."""
         await self.layer()
-        return dict.fromkeys(self._entries, UNHEARD_OF) | await self._fleets.describe()
+        return dict.fromkeys(by_engine(self._entries.values()), UNHEARD_OF) | await self._fleets.describe()
 
     async def wake(self, model: str) -> None:
         """See ``routes.Service.wake``."""
@@ -136,7 +136,7 @@ class Gateway:
 
     async def migrate(self, model: str, replica_id: str | None) -> int:
         """See ``routes.Service.migrate``."""
-        model_id = (await self.layer()).model_id(model)
+        model_id, entry = await self._engine(model)
         source_id = replica_id or PLACEMENTS.busiest(model_id)
         if source_id is None:
             return 0
@@ -145,16 +145,23 @@ class Gateway:
             raise InvalidRequestError(message, "model")
         order: MoveRequest = {"model_id": model_id, "place": {"replica_id": source_id}}
         try:
-            return await self._pool(model_id).move.remote(order)
+            return await self._pools[entry.pool].move.remote(order)
         except (RayError, RayServeException, DeploymentError) as error:
             raise translated(error, model_id) from error
 
     async def _command(self, command: Command, model: str) -> None:
-        model_id = (await self.layer()).model_id(model)
+        model_id, entry = await self._engine(model)
         try:
-            await self._fleets.of(self._entries[model_id].pool).command(command, model_id)
+            await self._fleets.of(entry.pool).command(command, model_id)
         except (RayError, RayServeException, DeploymentError) as error:
             raise translated(error, model_id) from error
+
+    async def _engine(self, name: str) -> tuple[str, Entry]:
+        """Return the id and the model of an engine: of a tenant's own by that id, else of everybody's by any name."""
+        layer = await self.layer()
+        engines = by_engine(self._entries.values())
+        model_id = name if name in engines else layer.model_id(name)
+        return model_id, engines[model_id]
 
     async def put_model(self, model_id: str, section: dict[str, Any]) -> None:
         """See ``routes.Service.put_model``."""
@@ -189,6 +196,14 @@ class Gateway:
         await self.layer()
         return self._entries
 
+    async def _resident(self) -> dict[str, set[str]]:
+        """Return by model the adapters that any of its engines has in memory, by their names there."""
+        engines, found = by_engine(self._entries.values()), dict[str, set[str]]()
+        for engine_id, names in (await self._fleets.adapters()).items():
+            if engine_id in engines:
+                found.setdefault(engines[engine_id].spec.id, set()).update(names)
+        return found
+
     def tenants(self) -> dict[str, Any]:
         """See ``routes.Service.tenants``."""
         return self._door.describe()
@@ -197,7 +212,8 @@ class Gateway:
         """See ``routes.Service.progress``."""
         try:
             model_id = (await self.layer()).model_id(model, caller)
-            engine = (await self._fleets.of(self._entries[model_id].pool).describe())[model_id]
+            entry = self._entries[model_id]
+            engine = (await self._fleets.of(entry.pool).describe())[entry.engine_id(caller.name)]
         except (AppError, KeyError, RayError, RayServeException) as error:
             return f"{model}: {error}"
         if engine["state"] == "awake":
@@ -212,7 +228,7 @@ class Gateway:
 
     async def plan(self, model: str | None) -> dict[str, Any]:
         """See ``routes.Service.plan``."""
-        return await self._forecasts.plan(None if model is None else (await self.layer()).model_id(model))
+        return await self._forecasts.plan(None if model is None else (await self._engine(model))[0])
 
     async def metrics(self) -> str:
         """See ``routes.Service.metrics``."""
@@ -279,9 +295,6 @@ class Gateway:
         admission = self._config.admission
         return FairQueue(places, admission.max_queued_requests, admission.max_wait_s)
 
-    def _pool(self, model_id: str) -> Any:
-        return self._pools[self._entries[model_id].pool]
-
     async def _listen(self) -> None:
         await self._streams.listen(ray.util.get_node_ip_address())
         self._fleets.run(self._streams.reply_to)
@@ -304,7 +317,7 @@ class Gateway:
         before, self._entries = self._entries, {entry.spec.id: entry for entry in entries}
         self._layer.name([entry.spec for entry in entries])
         for model_id in before | self._entries:
-            if _without_adapters(before.get(model_id)) == _without_adapters(self._entries.get(model_id)):
+            if without_adapters(before.get(model_id)) == without_adapters(self._entries.get(model_id)):
                 continue
             self._building.pop(model_id, None)
             self._layer.remove(model_id)
@@ -347,8 +360,8 @@ class Gateway:
         except (RayError, RayServeException, DeploymentError) as error:
             raise translated(error, spec.id) from error
         client = RemoteEngineClient(
-            spec.id,
-            configured.revision,
+            configured,
+            own=entry.tenants_specs(),
             config=config,
             supported_tasks=tasks,
             pool=ModelPool(
@@ -363,7 +376,7 @@ class Gateway:
             streams=self._streams,
         )
         await self._layer.add(spec, client, entry.frontend)
-        if _without_adapters(self._entries.get(spec.id)) != _without_adapters(entry):
+        if without_adapters(self._entries.get(spec.id)) != without_adapters(entry):
             # Changed meanwhile; the next request builds it anew.
             self._building.pop(spec.id, None)
             self._layer.remove(spec.id)
@@ -371,11 +384,6 @@ class Gateway:
 
     def __repr__(self) -> str:
         return f"<Gateway {list(self._entries)}, {self._streams!r}>"
-
-
-def _without_adapters(entry: Entry | None) -> Entry | None:
-    """Return what has to be built anew when it changes: adapters come and go without it."""
-    return None if entry is None else replace(entry, spec=replace(entry.spec, adapters=()), removed=())
 
 
 async def _as_builtins(result: Any) -> dict[str, Any]:

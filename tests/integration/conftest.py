@@ -14,6 +14,7 @@ SPARED = "spared"
 TENANTS: dict[str, dict[str, Any]] = {
     "acme": {"models": [CHAT_MODEL], "adapters": ["pirate"]},
     "globex": {"models": [CHAT_MODEL], "max_concurrent_requests": 1},
+    "initech": {"models": [CHAT_MODEL]},
     "root": {"admin": True},
 }
 
@@ -68,7 +69,7 @@ def collector() -> Iterator[Collector]:
 def guarded(one_at_a_time: OneAtATime, keys_file: KeysFile, collector: Collector) -> Service:
     """A second service, by ``serve run``, with API keys, whose plans are of a second's grain and save any waiting."""
     [chat] = (model for model in demo_args()["models"] if model["id"] == CHAT_MODEL)
-    models = [chat, chat | {"id": SPARED, "keep_awake_s": 1.0, "lora": None}]
+    models = [chat | {"own_engines": ["initech"]}, chat | {"id": SPARED, "keep_awake_s": 1.0, "lora": None}]
     security = {"api_keys_file": str(keys_file.path)}
     # Without patience, for a wake takes less than the second that users are supposed not to mind.
     autoscaling = {"bucket_s": 1, "horizon_s": 30, "patience_s": 0, "downscale_s": 2}

@@ -12,7 +12,8 @@ import httpx
 import pytest
 from openai import OpenAI
 
-from tests.support.service import Service, command, demo_args
+from tests.support.ray_head import command
+from tests.support.service import Service, demo_args
 from tests.support.tenants import KeysFile
 from tests.support.waiting import until
 

@@ -10,7 +10,8 @@ import yaml
 
 from app.cli import main
 from tests.support.guides import typed
-from tests.support.service import CHAT_MODEL, EMBEDDING_MODEL, MODELS, Service, free_port
+from tests.support.ray_head import free_port
+from tests.support.service import CHAT_MODEL, EMBEDDING_MODEL, MODELS, Service
 from tests.support.tenants import KeysFile
 
 # An engine that has started from it would keep it; one whose first start built it doesn't.

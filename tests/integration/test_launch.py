@@ -15,14 +15,8 @@ import psutil
 import pytest
 import yaml
 
-from tests.support.service import (
-    EMBEDDING_MODEL,
-    clean_environment,
-    command,
-    demo_args,
-    free_port,
-    serve_config,
-)
+from tests.support.ray_head import command, free_port
+from tests.support.service import EMBEDDING_MODEL, clean_environment, demo_args, serve_config
 
 START_TIMEOUT_S = 300.0
 
@@ -88,12 +82,14 @@ def sentence_of(directory: Path, config: dict[str, Any]) -> str:
 def test_wrong_configurations_are_one_sentence_before_anything_starts(directory: Path) -> None:
     config = embedding_config(free_port())
     arguments = config["applications"][0]["args"]
-    arguments["models"][0]["engine"]["max_model_length"] = 5
-    assert sentence_of(directory, config).endswith(
-        "models[0].engine.max_model_length: vLLM has no such argument; did you mean 'max_model_len'?"
-    )
-    arguments["models"][0]["engine"] = {"runner": "pooling", "max_model_len": 100_000}
-    assert "models[0].engine: User-specified max_model_len (100000) is greater" in sentence_of(directory, config)
+    [model] = arguments["models"]
+    arguments["models"] = [
+        model | {"id": "misspelt", "engine": {"max_model_length": 5}},
+        model | {"engine": {"runner": "pooling", "max_model_len": 100_000}},
+    ]
+    said = sentence_of(directory, config)
+    assert "models[0].engine.max_model_length: vLLM has no such argument; did you mean 'max_model_len'?" in said
+    assert "models[1].engine: User-specified max_model_len (100000) is greater" in said
     arguments["models"][0]["source"] = "nowhere"
     assert "models[0]: source 'nowhere' can't be used: there is no directory" in sentence_of(directory, config)
     assert not (directory / "ray").exists(), "nothing was started"

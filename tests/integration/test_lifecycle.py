@@ -9,7 +9,8 @@ import psutil
 import pytest
 from openai import OpenAI
 
-from tests.support.service import CHAT_MODEL, EMBEDDING_MODEL, Service, command
+from tests.support.ray_head import command
+from tests.support.service import CHAT_MODEL, EMBEDDING_MODEL, Service
 from tests.support.waiting import until
 
 QUESTION = [{"role": "user", "content": "Tell me a very long story about a fox."}]

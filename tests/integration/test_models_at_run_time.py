@@ -10,7 +10,8 @@ import pytest
 import yaml
 from openai import BadRequestError, NotFoundError, OpenAI
 
-from tests.support.service import ADAPTERS, CHAT_MODEL, MODELS, Service, command
+from tests.support.ray_head import command
+from tests.support.service import ADAPTERS, CHAT_MODEL, MODELS, Service
 from tests.support.waiting import until
 
 ADDED = "team/added"

@@ -15,7 +15,7 @@ from schemathesis.specs.openapi.checks import negative_data_rejection, positive_
 from tests.support.service import CHAT_MODEL, EMBEDDING_MODEL, Service
 
 NOT_IN_THE_DOCUMENT = [negative_data_rejection, positive_data_acceptance]
-EXAMPLES = 40
+EXAMPLES = 25
 REQUEST_TIMEOUT_S = 120
 # A random body may ask for thousands of tokens.
 LARGEST = {"max_tokens": 3, "max_completion_tokens": 3, "min_tokens": 3, "n": 2}

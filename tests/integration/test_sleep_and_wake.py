@@ -8,7 +8,8 @@ import httpx
 import pytest
 from openai import BadRequestError, OpenAI
 
-from tests.support.service import CHAT_MODEL, EMBEDDING_MODEL, Service, command
+from tests.support.ray_head import command
+from tests.support.service import CHAT_MODEL, EMBEDDING_MODEL, Service
 from tests.support.waiting import until
 
 QUESTION: Any = [{"role": "user", "content": "What is the capital of France?"}]

@@ -14,11 +14,14 @@ import openai
 import pytest
 from openai import OpenAI
 
-from tests.support.service import CHAT_MODEL, Service, command
+from tests.support.ray_head import command
+from tests.support.service import CHAT_MODEL, Service
 from tests.support.tenants import KeysFile
 from tests.support.waiting import until
 
 ACME, GLOBEX, ROOT = "acme", "globex", "root"
+# The one that has an engine of its own.
+INITECH = "initech"
 # Longer than a block of the prefix cache.
 LONG = "The quick brown fox jumps over the lazy dog. " * 20
 JOB = """
@@ -108,6 +111,18 @@ def test_nor_that_of_an_adapter(service: Service, file: KeysFile) -> None:
     assert cached(service, file.keys[ACME], "pirate", LONG) == 0
     assert cached(service, file.keys[ACME], "pirate", LONG) > 0
     assert cached(service, file.keys[ROOT], "pirate", LONG) == 0
+
+
+def test_an_engine_of_ones_own_answers_alike(service: Service, file: KeysFile) -> None:
+    ask: Any = {"model": CHAT_MODEL, "messages": [{"role": "user", "content": LONG}], "max_tokens": 8, "temperature": 0}
+    answers = [
+        client(service, file.keys[tenant]).chat.completions.create(**ask).choices[0].message.content
+        for tenant in (ACME, INITECH)
+    ]
+    assert answers[0] == answers[1]
+    own = f"{CHAT_MODEL}@{INITECH}"
+    assert get(service, "/admin/models", file.keys[ROOT]).json()["models"][own]["state"] == "awake"
+    assert {card.id for card in client(service, file.keys[INITECH]).models.list()} == {CHAT_MODEL}
 
 
 def test_administration_and_metrics_are_for_administrators(service: Service, file: KeysFile) -> None:

@@ -23,7 +23,8 @@ from torch.nn.functional import normalize
 from transformers import AutoModel, AutoTokenizer
 
 from tests.integration.test_launch import Launched
-from tests.support.service import EMBEDDING_MODEL, MODELS, ROOT, command, free_port
+from tests.support.ray_head import command, free_port
+from tests.support.service import EMBEDDING_MODEL, MODELS, ROOT
 from tests.support.waiting import until
 
 TEXTS = ["a cat sits", "a kitten is sitting", "stock markets fell"]

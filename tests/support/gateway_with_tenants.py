@@ -15,12 +15,15 @@ from tests.support.tenants import KeysFile
 
 # What each of two tenants has, and the other must not find: an adapter on a model that both have; a model and its own.
 ACME, GLOBEX = "acme", "globex"
+# Has engines of its own.
+SECLUDED = "secluded"
 SHARED = "shared-model"
 VECTORS = "vectors-of-all"
 SECRETS = {ACME: ["pirate"], GLOBEX: ["globex-model", "json"]}
 TENANTS: dict[str, dict[str, Any]] = {
     ACME: {"models": [SHARED, VECTORS], "adapters": ["shared-model:pirate"]},
     GLOBEX: {"models": [SHARED, VECTORS, "globex-model"], "adapters": ["globex-model:json"]},
+    SECLUDED: {"models": [SHARED, VECTORS]},
     "limited": {"models": [SHARED], "requests_per_minute": 5, "tokens_per_minute": 1000},
     "narrow": {"models": [SHARED], "max_concurrent_requests": 1},
     "metered": {"models": [SHARED], "tokens_per_minute": 1000},
@@ -47,7 +50,8 @@ def keys_file(directory: Path) -> Iterator[KeysFile]:
 @asynccontextmanager
 async def gateway_with_tenants(directory: Path, file: KeysFile) -> AsyncIterator[InProcess]:
     specs = model(SHARED, "pirate"), model("globex-model", "json"), embedding_model(VECTORS)
-    async with gateway_of(directory, *specs, keys_file=file.path) as running:
+    own_engines = {SHARED: (SECLUDED,), VECTORS: (SECLUDED,)}
+    async with gateway_of(directory, *specs, keys_file=file.path, own_engines=own_engines) as running:
         # Whatever is asked for first waits until it is built.
         for spec in specs:
             (await ask(running, "tokenize", spec.id, file.keys["root"])).raise_for_status()

@@ -5,18 +5,21 @@ Serve's part is played by tasks; what crosses processes there is given over as i
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
 import uvicorn
 
-from app.catalogue import Catalogue, Entry
+from app.catalogue import Catalogue
 from app.config import parse_config
+from app.entry import Entry
 from app.served_gateway import GuardedGateway
+from deployments.engine import Engine
 from deployments.fake_engine import FakeEngine
 from deployments.replica import EngineReplica
 from deployments.residency import Limits
@@ -131,17 +134,20 @@ async def gateway_of(  # noqa: PLR0913 - what a gateway is made of
     lora_source: str = "",
     s3_endpoint_url: str | None = None,
     traces: TraceConfig | None = None,
+    own_engines: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
+    make_engine: Callable[[ModelSpec], Engine] = PacedEngine,
+    budget_bytes: int = 10_000,
 ) -> AsyncIterator[InProcess]:
     """``takes`` is how many sequences its replica takes at once, ``lora_source`` where adapters are looked for."""
     PacedEngine.pause_s = token_time_s
     models = [{"id": spec.id, "source": spec.path} for spec in specs]
     config = parse_config({"models": models, "pools": [{"max_ongoing_requests": takes}]})
-    entries = [Entry(spec, {}, "default", {}, lora_source) for spec in specs]
+    entries = [Entry(spec, {}, "default", {}, lora_source, own_engines=own_engines.get(spec.id, ())) for spec in specs]
     catalogue = LocalHandle(Catalogue(entries, directory))
     PacedEngine.may_go_on = asyncio.Event()
     PacedEngine.may_go_on.set()
     files = AdapterFiles(directory / "disk", s3_endpoint_url)
-    replica = EngineReplica(catalogue, "default", PacedEngine, Limits(10_000, 0.05, 1.0), 10, files=files)
+    replica = EngineReplica(catalogue, "default", make_engine, Limits(budget_bytes, 0.05, 1.0), 10, files=files)
     pool = TaskHandle(replica, takes)
     storage = StoreConfig(directory / "dram", 0, directory / "disk", 0, s3_endpoint_url)
     tracing = None

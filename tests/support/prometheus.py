@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import httpx
 import yaml
 
-from tests.support.service import free_port
+from tests.support.ray_head import free_port
 from tests.support.waiting import until
 
 # One elsewhere may be named.

@@ -27,7 +27,8 @@ from rich.console import Console
 from rich.text import Text
 
 from tests.support.browser import CHROMIUM, tab
-from tests.support.service import CHAT_MODEL, EMBEDDING_MODEL, ROOT, Service, command, demo_args, deployed
+from tests.support.ray_head import command
+from tests.support.service import CHAT_MODEL, EMBEDDING_MODEL, ROOT, Service, demo_args, deployed
 from tests.support.tenants import KeysFile
 
 WIDTH, COLUMNS = 1280, 110

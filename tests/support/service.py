@@ -2,10 +2,7 @@
 
 import os
 import secrets
-import shutil
-import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -20,6 +17,7 @@ import yaml
 
 from app.config import parse_config
 from app.launch import RAY_SETTINGS
+from tests.support.ray_head import command, free_port, ray_head
 
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT / ".flashserve" / "models"
@@ -120,12 +118,6 @@ def title(process: psutil.Process) -> str:
         return ""
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def clean_environment(**extra: str) -> dict[str, str]:
     """The environment of a user who has installed the package and nothing else, with a Ray token of the test's own."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "PYTHONPATH"))}
@@ -140,38 +132,6 @@ def clean_environment(**extra: str) -> dict[str, str]:
     return environment | defaults | extra
 
 
-def command(name: str) -> str:
-    return str(Path(sys.executable).with_name(name))
-
-
-@contextmanager
-def ray_head(environment: dict[str, str]) -> Iterator[tuple[subprocess.Popen[bytes], str, str]]:
-    """A Ray head of its own; yields the process, the cluster's address and the dashboard's."""
-    # Short, because a Unix socket's path must be.
-    directory = tempfile.mkdtemp(prefix="fs-", dir="/tmp")
-    port, dashboard_port = free_port(), free_port()
-    log = Path(directory, "head.log").open("wb")  # noqa: SIM115 - as long as the process
-    process = subprocess.Popen(
-        [
-            command("ray"), "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard_port}",
-            f"--temp-dir={directory}", "--num-cpus=8", "--disable-usage-stats",
-        ],
-        env=environment, cwd=directory, start_new_session=True,
-        stdout=log, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    try:
-        yield process, f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard_port}"
-    finally:
-        below = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-        process.terminate()
-        process.wait(60)
-        _, left = psutil.wait_procs(below, timeout=10)
-        for orphan in left:
-            orphan.kill()
-        log.close()
-        shutil.rmtree(directory, ignore_errors=True)
-
-
 @contextmanager
 def deployed(args: dict[str, Any], *, with_run: bool = False, **environment: str) -> Iterator[Service]:
     """Deploy from an empty directory, without PYTHONPATH, and wait until every model is awake.
@@ -182,21 +142,22 @@ def deployed(args: dict[str, Any], *, with_run: bool = False, **environment: str
     port = free_port()
     surroundings = clean_environment(**environment)
     # The directory outlives the service, which writes to it until it ends.
-    with tempfile.TemporaryDirectory() as empty, ray_head(surroundings) as (process, ray_address, dashboard):
+    with tempfile.TemporaryDirectory() as empty, ray_head(surroundings) as head:
+        ray_process = head.process
         # Any answer will do: without a token it is a refusal.
-        _wait(lambda: httpx.get(dashboard).status_code > 0, process, "the Ray dashboard")
-        ray_process = psutil.Process(process.pid)
+        wait_until_there(lambda: httpx.get(head.dashboard).status_code > 0, ray_process, "the Ray dashboard")
         url = f"http://127.0.0.1:{port}"
-        service = Service(url, ray_address, dashboard, ray_process, surroundings, Path(empty))
+        service = Service(url, head.address, head.dashboard, ray_process, surroundings, Path(empty))
         with service.run(args) if with_run else nullcontext(service.deploy(args)):
-            _wait(lambda: httpx.get(f"{url}/health", timeout=30).is_success, process, "the service")
+            wait_until_there(lambda: httpx.get(f"{url}/health", timeout=30).is_success, ray_process, "the service")
             yield service
 
 
-def _wait(is_there: Any, process: subprocess.Popen[bytes], what: str) -> None:
+def wait_until_there(is_there: Any, process: psutil.Process, what: str) -> None:
+    """Wait for something of the service whose Ray head is ``process``."""
     deadline_s = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline_s:
-        assert process.poll() is None, f"Ray ended while {what} started"
+        assert process.status() != psutil.STATUS_ZOMBIE, f"Ray ended while {what} started"
         try:
             if is_there():
                 return

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from app.adapter_list import AdapterList
-from app.catalogue import Catalogue, Entry
+from app.catalogue import Catalogue
+from app.entry import Entry
 from app.errors import CatalogueError
 from deployments.types import AdapterSpec, ModelSpec
 

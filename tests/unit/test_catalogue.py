@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from app import catalogue
-from app.catalogue import Catalogue, Entry, ModelList, version_of
+from app.catalogue import Catalogue, ModelList, version_of
+from app.entry import Entry
 from app.errors import CatalogueError
 from deployments.hosting import HostedModels
 from deployments.types import AdapterSpec, ModelSpec

@@ -6,7 +6,7 @@ import yaml
 from app import builder
 from app.config import AppConfig, parse_config
 from app.errors import ConfigError
-from app.model_specs import store_config
+from app.model_specs import check_models, store_config
 from autoscaler.config import AutoscalingConfig
 from tests.support.service import ROOT
 
@@ -45,6 +45,8 @@ def test_the_shipped_file_is_valid() -> None:
         (args(pools=[{"models": 7}]), "pools[0].models: "),
         (args(pools=[{"min_replicas": 2}]), "pools[0]: min_replicas (2) is more than max_replicas (1)"),
         (args(pools=[{"name": "a"}, {"name": "a"}]), "pools[1].name: 'a' is given twice"),
+        ({"models": [MODEL | {"own_engines": ["acme"]}]}, "models[0].own_engines: there are no tenants without"),
+        ({"models": [MODEL | {"own_engines": ["a@b"]}]}, "models[0].own_engines"),
         (args(gateway={"replicas": "many"}), "gateway.replicas: input should be a valid integer"),
         (args(gateway=None), "gateway: "),
         (None, "args: input should be a valid dictionary"),
@@ -67,6 +69,13 @@ def test_the_first_pool_that_hosts_a_model_serves_it() -> None:
     pools = [{"name": "a", "models": ["other"]}, {"name": "b", "models": "*"}, {"name": "c", "models": ["m"]}]
     config = parse_config({"models": [MODEL, MODEL | {"id": "other"}], "pools": pools})
     assert [config.pool_of(model).name for model in ("m", "other")] == ["b", "a"]
+
+
+def test_a_model_in_more_ranks_than_a_replica_has_gpus_is_refused() -> None:
+    split = MODEL | {"engine": {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}}
+    config = parse_config({"models": [split], "pools": [{"num_gpus": 2}]})
+    with pytest.raises(ConfigError, match=r"models\[0\].engine.tensor_parallel_size: its 4 ranks .* has 2 \(num_gpus"):
+        check_models(config)
 
 
 def test_autoscaling_has_defaults_and_can_be_left_out() -> None:

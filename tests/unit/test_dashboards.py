@@ -13,7 +13,8 @@ import yaml
 from app.dashboards import DASHBOARDS, grafana_json
 from tests.support.declared_metrics import documented
 from tests.support.promql import labels_in, labels_in_text, metrics_in
-from tests.support.service import ROOT, command
+from tests.support.ray_head import command
+from tests.support.service import ROOT
 
 LABELS = {f"ray_{metric.name}": metric.labels for metric in documented()}
 TYPES = {f"ray_{metric.name}": metric.type for metric in documented()}

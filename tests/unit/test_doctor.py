@@ -14,7 +14,8 @@ from s3_server import serve_s3
 from app.doctor import Facts, Finding, Gpu, Gpus, Room, findings, is_broken
 from app.doctor_facts import facts_of
 from app.machine import Compiler, Memory
-from tests.support.service import command, free_port, serve_config
+from tests.support.ray_head import command, free_port
+from tests.support.service import serve_config
 
 GB = 10**9
 WELL = Facts(

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from app.catalogue import Catalogue, Entry
+from app.catalogue import Catalogue
 from app.engine_states import UNHEARD_OF
+from app.entry import Entry
 from app.fleet import Fleet, Fleets
 from app.migration import ResumeCost
 from app.prefixes import BLOCK_TOKENS, PrefixTable, blocks_of

@@ -12,7 +12,8 @@ from app.config import SecurityConfig
 from app.errors import ConfigError, LaunchError
 from app.launch import Plan, check_exposure, check_machine, read_plan
 from app.machine import memory_needed_bytes
-from tests.support.service import free_port, serve_config
+from tests.support.ray_head import free_port
+from tests.support.service import serve_config
 
 
 def written(tmp_path: Path, document: Any) -> Path:
