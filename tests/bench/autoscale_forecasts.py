@@ -21,6 +21,13 @@ FEWEST = 10
 
 
 def ets(past: Past, fitted: int) -> Floats:
+    """Rates by ETS as ``ets_with_past`` has them, none for the buckets it was fitted on."""
+    rates = ets_with_past(past, fitted)
+    rates[:, :fitted] = np.nan
+    return rates
+
+
+def ets_with_past(past: Past, fitted: int) -> Floats:
     """Rates by ETS (Hyndman et al., as in statsforecast), [series, buckets]: its parameters are fitted on the first
     ``fitted`` buckets, its states go on with what comes. Seasonal by the hour where there are days enough."""
     from statsforecast.models import AutoETS  # noqa: PLC0415 - compiles for seconds
@@ -40,7 +47,6 @@ def ets(past: Past, fitted: int) -> Floats:
             )
             said = model.forward(summed, h=1, fitted=True)["fitted"]
         rates[row, :whole] = np.repeat(np.maximum(said, 0.0), per_hour) / (per_hour * past.step_s)
-    rates[:, :fitted] = np.nan
     return rates
 
 

@@ -2,8 +2,9 @@
 
 One engine on a CPU, SmolLM2, adapters of rank 16 on all linear layers with random small weights, which the bench makes.
 Parts: `swap` (inside the worker, beside a plain copy of the adapter's bytes and beside vLLM's own worker), `first`
-(first tokens by where the adapter is), `throughput` (1 adapter, 128 uniformly and by Zipf's law), `memory`. Missing a
-target is a result, not a failure.
+(first tokens by where the adapter is), `throughput` (1 adapter, 128 uniformly and by Zipf's law), `memory`, `own` (an
+engine of a tenant's own), `preload` (500 adapters where memory holds a quarter). Missing a target is a result, not a
+failure.
 
 Usage: python tests/bench/lora.py [--only swap,first] [--rounds 6] [--adapters 128] [--quick]
 """
@@ -35,7 +36,9 @@ from lora_engine import (
     measure_swaps,
     measure_throughput,
 )
+from lora_own import MODELS_MEASURED, measure_own, own_results
 from lora_plot import plot
+from lora_preload import ADAPTERS, measure_preloading, preloading_results
 from report import RESULTS_DIR, Result, Target, make_report, median_result, print_report, wide_console, write_report
 
 from deployments.forked_engine import PoolAddress
@@ -43,7 +46,7 @@ from tests.support.pools import background_pool
 from tests.support.service import CHAT_MODEL, MODELS, ROOT
 
 NAME = "lora"
-PARTS = ("swap", "first", "throughput", "memory")
+PARTS = ("swap", "first", "throughput", "memory", "own", "preload")
 SLOTS, SWAPPED, FIRST = 16, 12, 6
 COUNTS = (1, 50, 128, 500)
 MS, MB = 1e3, 1e-6
@@ -56,8 +59,10 @@ PANELS = {
     "first token": ("first token, resident", "first token, in dram", "first token, in S3"),
     "throughput": tuple(f"throughput, {kind}" for kind in KINDS),
     "memory of adapters": tuple(f"memory, {count} adapters" for count in COUNTS),
+    "first token of 500 adapters": ("first token, Zipf(1)",),
+    "memory of a tenant's own engine": tuple(f"own engine's memory, {model}" for model in MODELS_MEASURED),
 }  # fmt: skip
-UNITS = dict(zip(PANELS, (("ms", MS), ("ms", MS), ("tokens/s", 1.0), ("MB", MB)), strict=True))
+UNITS = dict(zip(PANELS, (("ms", MS), ("ms", MS), ("tokens/s", 1.0), ("MB", MB), ("ms", MS), ("MB", MB)), strict=True))
 ACTIVATE, COPY = "activate, in the worker", "plain copy of its bytes"
 
 
@@ -69,7 +74,8 @@ async def measure(pool: PoolAddress, directory: Path, options: argparse.Namespac
         console.print(f"{time.monotonic() - begin_s:5.0f} s  {what}", highlight=False)
 
     memory_counts = [count for count in COUNTS if not options.quick or count <= options.adapters]
-    needed = {"swap": SWAPPED, "first": FIRST, "throughput": options.adapters, "memory": max(memory_counts)}
+    needed = {"swap": SWAPPED, "first": FIRST, "throughput": options.adapters, "memory": max(memory_counts), "own": 1}
+    needed["preload"] = options.adapters if options.quick else ADAPTERS
     count = max(needed[part] for part in options.only)
     progress(f"making {count} adapters")
     adapters = list(write_adapters(directory / "adapters", MODELS / CHAT_MODEL, count))
@@ -86,6 +92,10 @@ async def measure(pool: PoolAddress, directory: Path, options: argparse.Namespac
     if "throughput" in options.only:
         some = adapters[: options.adapters]
         await measure_throughput(pool, some, SLOTS, options.requests, options.rounds, samples, progress)
+    if "own" in options.only:
+        await measure_own(pool, options.rounds, samples, progress)
+    if "preload" in options.only:
+        await measure_preloading(pool, adapters[: needed["preload"]], samples, progress)
     return samples, weights_bytes(adapters[0])
 
 
@@ -106,6 +116,8 @@ def results(samples: Samples) -> Iterator[Result]:
             yield median_result(f"first token, {place}: more", more_ms, "ms", Target(most_ms, "max"), "resident")
     for kind in KINDS[1:]:
         yield from _ratios(samples, f"throughput, {kind}", f"throughput, {KINDS[0]}", "ratio", Target(0.98, "min"))
+    yield from own_results(samples)
+    yield from preloading_results(samples)
 
 
 def _ratios(samples: Samples, name: str, other: str, unit: str, target: Target) -> Iterator[Result]:

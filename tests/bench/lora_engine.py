@@ -47,7 +47,9 @@ class Samples:
 
 
 @asynccontextmanager
-async def engine_of(whose: str, pool: PoolAddress, max_loras: int, max_cpu_loras: int) -> AsyncIterator[VllmEngine]:
+async def engine_of(
+    whose: str, pool: PoolAddress, max_loras: int, max_cpu_loras: int, dram_bytes: int = DRAM_BYTES
+) -> AsyncIterator[VllmEngine]:
     """A running engine that has room for so many adapters in slots, and in its host cache; its dram is its own."""
     arguments = ENGINE | {"max_cpu_loras": max_cpu_loras} | (STOCK_ENGINE if whose == STOCK else {})
     with tempfile.TemporaryDirectory(dir=MEMORY_DIR) as directory:
@@ -58,8 +60,8 @@ async def engine_of(whose: str, pool: PoolAddress, max_loras: int, max_cpu_loras
             lora_enabled=True,
             max_loras=max_loras,
             max_lora_rank=RANK,
-            adapters_in=directory if whose == OURS else "",
-            adapters_bytes=DRAM_BYTES,
+            adapters_in=directory if whose != STOCK else "",
+            adapters_bytes=dram_bytes,
         )
         made = VllmEngine(spec, pool)
         await made.start()
@@ -102,13 +104,14 @@ async def measure_swaps(whose: str, pool: PoolAddress, adapters: Sequence[Path],
 class Asker:
     """Asks an engine for short answers to prompts that no prefix cache knows."""
 
-    def __init__(self, engine: VllmEngine, seed: int) -> None:
+    def __init__(self, engine: VllmEngine, seed: int, vocabulary: int = 40_000) -> None:
         self._engine = engine
+        self._vocabulary = vocabulary
         self._rng = np.random.default_rng(seed)
         self._numbers = itertools.count()
 
     def prompt(self) -> list[int]:
-        return self._rng.integers(1000, 40_000, INPUT_TOKENS).tolist()
+        return self._rng.integers(1000, self._vocabulary, INPUT_TOKENS).tolist()
 
     async def ask(self, adapter: AdapterRef | None, tokens: int = 1) -> float:
         """Seconds to the first token, the rest of the answer being read as well."""
@@ -125,8 +128,8 @@ class Asker:
                 first_s = time.perf_counter() - begin_s
         return first_s
 
-    async def throughput(self, choices: Sequence[AdapterRef]) -> float:
-        """Output tokens per second, as many answers under way as there are slots in the batch."""
+    async def throughput(self, choices: Sequence[AdapterRef | None], at_once: int = CONCURRENCY) -> float:
+        """Output tokens per second, with so many answers under way."""
         left = iter(choices)
 
         async def ask_all() -> None:
@@ -134,7 +137,7 @@ class Asker:
                 await self.ask(adapter, OUTPUT_TOKENS)
 
         begin_s = time.perf_counter()
-        await asyncio.gather(*(ask_all() for _ in range(CONCURRENCY)))
+        await asyncio.gather(*(ask_all() for _ in range(at_once)))
         return len(choices) * OUTPUT_TOKENS / (time.perf_counter() - begin_s)
 
 

@@ -10,7 +10,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers.
-COLOURS = ("#0072B2", "#999999")
+COLOURS = ("#0072B2", "#999999", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#F0E442")
 
 
 def plot(
@@ -33,8 +33,8 @@ def plot(
         axis.set_title(title, fontsize=10)
         axis.set_ylabel(unit)
         axis.spines[["top", "right"]].set_visible(False)
-    handles = dict(zip(*reversed(axes[0][0].get_legend_handles_labels()), strict=False))
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2)
+    handles = {label: bar for axis in axes[0] for bar, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles))
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, dpi=120)
     plt.close(figure)

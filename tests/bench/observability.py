@@ -1,12 +1,12 @@
 """What metrics, logs and traces cost: one gateway with none of them, others with more, up to a trace of every request.
 
-Each is a process of its own on a Ray of its own, so that metrics are really recorded: a whole gateway, its replica and
-an engine that needs no model and takes no time. So whatever is spent is spent on the way of requests, and the relative
-cost is the highest there can be; with a real engine on the same cores it is divided by what that takes. Rounds
-alternate between them; the load comes from this process.
+Each is a process of its own on a Ray of its own, so that metrics are really recorded: a whole gateway with its replica,
+with vLLM's engine, which is what users have, and with one that needs no model and takes no time: with that, whatever is
+spent is spent on the way of requests, so the share is the highest there can be. Rounds alternate between them, and who
+is not measured is stopped; the load comes from this process.
 
-Usage: python tests/bench/observability.py [--rounds 40] [--requests 100]
-       python tests/bench/observability.py serve VARIANT ENDPOINT     (one gateway; prints its port)
+Usage: python tests/bench/observability.py [--rounds 40] [--requests 100] [--engine-rounds 12] [--engine-requests 32]
+       python tests/bench/observability.py serve VARIANT ENDPOINT ENGINE     (one gateway; prints its port)
 """
 
 import argparse
@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy as np
 import psutil
+from process_tree import freeze, thaw
 from report import Result, Target, make_report, median_result, print_report, write_report
 
 from tests.support.collector import collecting
@@ -35,11 +37,16 @@ NAME = "observability"
 MODEL = "measured"
 # With the share of requests that are traced.
 VARIANTS = {"off": 0.0, "metrics and logs": 0.0, "a tenth traced": 0.1, "all traced": 1.0}
+# An engine takes a minute to start.
+VLLM_VARIANTS = ("off", "metrics and logs", "a tenth traced")
+NO_ENGINE, VLLM = "no engine", "vLLM"
 OUTPUT_TOKENS, CONCURRENCY = 64, 16
+MIN_FIRSTS = 24
+BUDGET_BYTES = 8 << 30
 PATIENCE_S = 180.0
 
 
-async def serve(variant: str, endpoint: str) -> None:
+async def serve(variant: str, endpoint: str, engine: str) -> None:
     """Serve until standard input ends."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     # What vLLM prints is no answer.
@@ -49,18 +56,25 @@ async def serve(variant: str, endpoint: str) -> None:
     from app import gateway, served_gateway  # noqa: PLC0415
     from deployments.residency_metrics import ResidencyMetrics  # noqa: PLC0415
     from deployments.tracing import TraceConfig  # noqa: PLC0415
+    from deployments.vllm_engine import AsyncLLM, VllmEngine  # noqa: PLC0415
     from tests.support.gateways import gateway_of, model  # noqa: PLC0415
 
+    spec, given = model(MODEL), {}
+    if engine == VLLM:
+        spec = replace(spec, engine=spec.engine | {"dtype": "bfloat16"})
+        given = {"make_engine": VllmEngine, "budget_bytes": BUDGET_BYTES}
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     with tempfile.TemporaryDirectory() as directory:
         if variant == "off":
             served_gateway.RequestMetrics = lambda: None  # type: ignore[assignment,misc]
             gateway.StreamMetrics = lambda _: None  # type: ignore[assignment,misc]
+            without_metrics = AsyncLLM.from_engine_args
+            AsyncLLM.from_engine_args = lambda arguments, **_: without_metrics(arguments)  # type: ignore[method-assign,assignment]
             logging.disable(logging.CRITICAL)
         else:
             logging.basicConfig(filename=Path(directory, "log"), level=logging.INFO)
         traces = TraceConfig(endpoint, VARIANTS[variant]) if VARIANTS[variant] else None
-        async with gateway_of(Path(directory), model(MODEL), keys_file=None, traces=traces) as running:
+        async with gateway_of(Path(directory), spec, keys_file=None, traces=traces, **given) as running:
             if variant != "off":
                 running.pool.target._residents.watch = ResidencyMetrics(1.0)
             print(running.port, file=answers, flush=True)
@@ -69,23 +83,41 @@ async def serve(variant: str, endpoint: str) -> None:
 
 
 @contextmanager
-def serving(variant: str, endpoint: str) -> Iterator[tuple[int, psutil.Process]]:
-    """A gateway's port and process."""
-    arguments = [sys.executable, __file__, "serve", variant, endpoint]
+def serving(variant: str, endpoint: str, engine: str) -> Iterator[tuple[int, psutil.Process]]:
+    """A gateway's port and process; stopped, with all that it has started."""
+    arguments = [sys.executable, __file__, "serve", variant, endpoint, engine]
     pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
     process = subprocess.Popen(arguments, stdin=pipe, stdout=pipe, stderr=nowhere, text=True)
     assert process.stdin is not None
     assert process.stdout is not None
+    tree = psutil.Process(process.pid)
     try:
-        yield int(process.stdout.readline()), psutil.Process(process.pid)
+        port = int(process.stdout.readline())
+        asyncio.run(ask(port, 1))
+        stop(tree)
+        yield port, tree
     finally:
+        go_on(tree)
         process.stdin.close()
         process.wait(PATIENCE_S)
 
 
+def stop(process: psutil.Process) -> None:
+    """Stop it with its children."""
+    process.suspend()
+    freeze(process.pid)
+
+
+def go_on(process: psutil.Process) -> None:
+    """Let them go on."""
+    thaw(process.pid)
+    process.resume()
+
+
 async def ask(port: int, tokens: int) -> float:
     """Return seconds to the first token of a stream that is read to its end; by bare sockets, which cost least."""
-    body = json.dumps({"model": MODEL, "prompt": "one two three", "max_tokens": tokens, "stream": True}).encode()
+    asked = {"model": MODEL, "prompt": "one two three", "max_tokens": tokens, "stream": True, "ignore_eos": True}
+    body = json.dumps(asked).encode()
     head = (
         "POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\n\r\n"
@@ -123,8 +155,12 @@ async def measure(ports: dict[str, tuple[int, psutil.Process]], rounds: int, req
     for number in range(rounds + 1):
         # In another order each time, so that who comes first is not always the same.
         for name in [*ports][number % len(ports) :] + [*ports][: number % len(ports)]:
-            rate, cpu_us = await saturate(*ports[name], requests)
-            firsts_s = [await ask(ports[name][0], 1) for _ in range(requests // 4)]
+            port, process = ports[name]
+            go_on(process)
+            await ask(port, 1)
+            rate, cpu_us = await saturate(port, process, requests)
+            firsts_s = [await ask(port, 1) for _ in range(max(requests // 4, MIN_FIRSTS))]
+            stop(process)
             if number:  # the first round warms up
                 found[name]["rate"].append(rate)
                 found[name]["cpu_us"].append(cpu_us)
@@ -133,21 +169,21 @@ async def measure(ports: dict[str, tuple[int, psutil.Process]], rounds: int, req
     return found
 
 
-def results(found: dict[str, Any]) -> Iterator[Result]:
+def results(found: dict[str, Any], engine: str) -> Iterator[Result]:
     """Each measure by itself, and beside being off."""
-    for name in VARIANTS:
-        yield median_result(f"throughput, {name}", found[name]["rate"], "tokens/s")
-        yield median_result(f"processor time a token, {name}", found[name]["cpu_us"], "us")
-        yield median_result(f"TTFT, {name}", found[name]["ttft_ms"], "ms")
+    for name in found:
+        yield median_result(f"{engine}: throughput, {name}", found[name]["rate"], "tokens/s")
+        yield median_result(f"{engine}: processor time a token, {name}", found[name]["cpu_us"], "us")
+        yield median_result(f"{engine}: TTFT, {name}", found[name]["ttft_ms"], "ms")
     off = found["off"]
-    for name in [each for each in VARIANTS if each != "off"]:
+    for name in [each for each in found if each != "off"]:
         told = found[name]
         lost = [100 * (1 - on / without) for on, without in zip(told["rate"], off["rate"], strict=True)]
         more_us = [on - without for on, without in zip(told["cpu_us"], off["cpu_us"], strict=True)]
         later = [on - without for on, without in zip(told["ttft_ms"], off["ttft_ms"], strict=True)]
-        yield median_result(f"throughput lost, {name}", lost, "%", Target(2, "max"), "off")
-        yield median_result(f"processor time a token more, {name}", more_us, "us", None, "off")
-        yield median_result(f"TTFT later, {name}", later, "ms", Target(1, "max"), "off")
+        yield median_result(f"{engine}: throughput lost, {name}", lost, "%", Target(2, "max"), "off")
+        yield median_result(f"{engine}: processor time a token more, {name}", more_us, "us", None, "off")
+        yield median_result(f"{engine}: TTFT later, {name}", later, "ms", Target(1, "max"), "off")
 
 
 def main() -> None:
@@ -155,22 +191,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--requests", type=int, default=100)
+    parser.add_argument("--engine-rounds", type=int, default=12)
+    parser.add_argument("--engine-requests", type=int, default=32)
     arguments = parser.parse_args()
-    with collecting() as collector, ExitStack() as running:
-        ports = {name: running.enter_context(serving(name, collector.endpoint)) for name in VARIANTS}
-        found = asyncio.run(measure(ports, arguments.rounds, arguments.requests))
-        assert collector.spans, "nothing was traced"
+    parts = (
+        (VLLM, VLLM_VARIANTS, arguments.engine_rounds, arguments.engine_requests),
+        (NO_ENGINE, tuple(VARIANTS), arguments.rounds, arguments.requests),
+    )
+    told: list[Result] = []
+    for engine, variants, rounds, requests in parts:
+        with collecting() as collector:
+            with ExitStack() as running:
+                ports = {name: running.enter_context(serving(name, collector.endpoint, engine)) for name in variants}
+                told += results(asyncio.run(measure(ports, rounds, requests)), engine)
+            # Who is stopped sends nothing; at the end all of it has come.
+            assert collector.spans, "nothing was traced"
     notes = (
-        "The engine takes no time: all of it is the gateway's and the replica's, so the shares are the highest.",
+        f"{NO_ENGINE}: tokens take no time, so what is spent is the gateway's and the replica's: no share is higher.",
+        "Processor time is that of the process with gateway and replica.",
         "Traces go to a collector in the process that makes the load.",
     )
-    report = make_report(NAME, list(results(found)), notes)
+    report = make_report(NAME, told, notes)
     print_report(report)
     print(write_report(report))
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["serve"]:
-        asyncio.run(serve(sys.argv[2], sys.argv[3]))
+        asyncio.run(serve(*sys.argv[2:]))
     else:
         main()
