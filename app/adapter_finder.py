@@ -10,7 +10,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 
-from app.catalogue import Entry
+from app.entry import Entry
 from app.errors import AdaptersUnreachableError, AppError, InvalidRequestError
 from app.names import ADAPTER_NAME
 from storage.adapter_files import AdapterFiles

@@ -21,7 +21,7 @@ from typing_extensions import TypedDict
 from app.adapter_finder import AdapterFinder
 from app.adapter_list import AdapterKey
 from app.attempts import translated
-from app.catalogue import Entry
+from app.entry import Entry
 from app.errors import AdapterNotFoundError, AdaptersUnreachableError, InvalidRequestError, ModelNotFoundError
 from app.model_specs import adapter_spec
 from app.names import ADAPTER_NAME, NAME_RULE

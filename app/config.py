@@ -6,13 +6,14 @@ itself (``http_options``, ``deployments``), and files (``storage``, called by th
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from rapidfuzz import process
 
 from app.errors import ConfigError
+from app.tenants import TENANT_NAME
 from autoscaler.config import AutoscalingConfig
 from deployments.tracing import TraceConfig
 
@@ -66,6 +67,9 @@ class ModelConfig(_Section):
         60.0, ge=0, description="idle time before sleep; null: until others need the room"
     )
     pin: Literal["gpu", "dram", "disk"] | None = Field(None, description="keep it awake, or its snapshot in a tier")
+    own_engines: list[Annotated[str, Field(pattern=f"^{TENANT_NAME}$")]] = Field(
+        default_factory=list, description="tenants that share no engine of it with others, and the weights with all"
+    )
 
 
 class PoolConfig(_Section):
@@ -230,6 +234,8 @@ def _conflicts(config: AppConfig) -> Iterable[str]:
     for index, model_id in enumerate(ids):
         if model_id in ids[:index]:
             yield f"models[{index}].id: '{model_id}' is given twice"
+        if config.models[index].own_engines and config.security.api_keys_file is None:
+            yield f"models[{index}].own_engines: there are no tenants without security.api_keys_file"
     names = [pool.name for pool in config.pools]
     for index, pool in enumerate(config.pools):
         if pool.name in names[:index]:

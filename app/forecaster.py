@@ -15,8 +15,8 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from app.catalogue import Entry
 from app.config import PoolConfig
+from app.entry import Entry
 from autoscaler.actor import NAMESPACE, ForecasterActor, forecaster_name
 from autoscaler.config import AutoscalingConfig
 from deployments.event_log import log_with
@@ -117,8 +117,8 @@ class ServedForecastKeeper(ForecastKeeper):
 
 
 def served(entries: list[Entry]) -> dict[str, tuple[str, int]]:
-    """Return by model its pool, and how many sequences one engine of it works on at once."""
-    return {entry.spec.id: (entry.pool, entry.spec.concurrency) for entry in entries}
+    """Return by model, or tenant's own engine, its pool, and how many sequences one engine works on at once."""
+    return {spec.id: (entry.pool, spec.concurrency) for entry in entries for spec in entry.engines()}
 
 
 def resources_of(pool: PoolConfig) -> dict[str, float]:

@@ -10,6 +10,8 @@ from typing import Literal
 
 from app.names import Target
 
+# It stands before slashes and colons, and behind an @.
+TENANT_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
 # A limit on requests or tokens may be used up at once, and comes back evenly within this time.
 MINUTE_S = 60.0
 

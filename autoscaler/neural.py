@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import warnings
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty
@@ -63,6 +64,9 @@ def predict(path: Path, past: Past, shape: Shape, *, timeout_s: float, threads: 
     Entry [:, t] knows buckets up to and including t, so [:, -1] is the forecast; NaN where there are too few before it.
     One process and one pass however many series. Raises ForecastError.
     """
+    if not zipfile.is_zipfile(path):
+        # Without the seconds that importing what reads it takes.
+        raise ForecastError(NAME, f"the version {path.name} is missing or damaged")
     found: Floats = _apart(_predict, (path, past, shape, threads), timeout_s)
     return found
 

@@ -25,7 +25,8 @@ from deployments.errors import DeploymentError
 from storage.errors import StorageError
 from tests.support.gateway_with_tenants import SHARED, gateway_with_tenants, keys_file
 from tests.support.gateways import InProcess
-from tests.support.service import free_port, serve_config
+from tests.support.ray_head import free_port
+from tests.support.service import serve_config
 from tests.support.snapshot_samples import make_snapshot
 from tests.support.tenants import KeysFile
 

@@ -132,7 +132,8 @@ async def test_a_request_that_is_traced_tells_once_how_long_it_waited_for_its_tu
     # Clocks of two processes are the same one.
     assert 0 <= waited_s[0] < time.monotonic() - begin_s
     assert isinstance(engine, FakeEngine) or waited_s[0] > 0
-    assert set(waited_s[1:]) == {None}
+    # All of an answer can come at once where the reader is slower than the engine.
+    assert set(waited_s[1:]) <= {None}
     plain = await deltas_of(engine, ask("plain"))
     assert {delta.queued_s for delta in plain} == {None}
     answers = [[token for delta in deltas for token in delta.token_ids] for deltas in (plain, traced)]

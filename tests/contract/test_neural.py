@@ -66,10 +66,19 @@ def test_a_fit_that_takes_too_long_is_ended(past: Past, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("version-*"))
 
 
-def test_a_version_that_is_broken_is_an_error(past: Past, tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [None, b"nothing of the kind"])
+def test_a_version_that_is_broken_is_an_error(past: Past, tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "version-000001.np"
-    path.write_bytes(b"nothing of the kind")
-    with pytest.raises(ForecastError):
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ForecastError, match=path.name):
+        predict(path, past, SHAPE, timeout_s=120)
+
+
+def test_one_that_was_cut_is_too(past: Past, version: Path, tmp_path: Path) -> None:
+    path = tmp_path / version.name
+    path.write_bytes(version.read_bytes()[:-1000])
+    with pytest.raises(ForecastError, match="damaged"):
         predict(path, past, SHAPE, timeout_s=120)
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from app import adapter_list
-from app.catalogue import Catalogue, Entry
+from app.catalogue import Catalogue
+from app.entry import Entry
 from app.errors import CatalogueError
 from tests.support.adapters import tensors_of, write_adapter
 from tests.support.gateway_with_adapters import JSON, PIRATE, Admin, on_disk, resident

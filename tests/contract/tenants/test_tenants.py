@@ -25,6 +25,7 @@ from tests.support.gateway_with_tenants import (
     BODIES,
     GLOBEX,
     NAMES,
+    SECLUDED,
     SECRETS,
     SHARED,
     TENANTS,
@@ -138,7 +139,8 @@ async def test_administration_is_for_administrators(service: InProcess, file: Ke
 async def test_administrators_administer(service: InProcess, file: KeysFile) -> None:
     key = file.keys["root"]
     listed = (await request(service, "GET", "/admin/models", key)).json()
-    assert set(listed["models"]) == {SHARED, VECTORS, "globex-model"}
+    own = {f"{model}@{SECLUDED}" for model in (SHARED, VECTORS)}
+    assert set(listed["models"]) == {SHARED, VECTORS, "globex-model"} | own
     assert (await request(service, "POST", "/admin/wake", key, json={"model": SHARED})).status_code == 200
     tenants = (await request(service, "GET", "/admin/tenants", key)).json()
     assert set(tenants["tenants"]) == set(TENANTS)
