@@ -8,7 +8,7 @@ TORCH := $(shell grep '^torch==' requirements.lock 2>/dev/null)
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 SOURCES := app deployments autoscaler storage tests
 
-.PHONY: help setup models serve serve-s3 test check format lock clean bench-throughput bench-coldstart bench-many-models bench-storage bench-storage-gpu bench-migration bench-partings bench-replay bench-forecast bench-autoscale bench-tenants bench-lora bench-cluster bench-cluster-decisions bench-cluster-replicas bench-observability screenshots stress stress-sleep stress-machines
+.PHONY: help setup models serve serve-s3 test check format lock clean bench-throughput bench-coldstart bench-many-models bench-storage bench-storage-gpu bench-migration bench-partings bench-replay bench-forecast bench-autoscale bench-tenants bench-lora bench-cluster bench-cluster-decisions bench-cluster-replicas bench-feed bench-observability screenshots stress stress-sleep stress-machines
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -84,6 +84,9 @@ screenshots: models ## pictures of the status page and the terminal, from a serv
 
 bench-cluster-replicas: setup ## fifty real replicas: the controller's work, and how old is what gateways know (ten minutes)
 	PYTHONPATH=. RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP=0 $(BIN)/python tests/bench/cluster_replicas.py
+
+bench-feed: setup ## what a token costs on its way to the gateway, by a Serve handle and on the feed (a few minutes)
+	PYTHONPATH=. $(BIN)/python tests/bench/feed.py
 
 bench-observability: models ## what metrics, logs and traces cost, by switching them off (about a quarter of an hour)
 	$(BIN)/python tests/bench/observability.py
