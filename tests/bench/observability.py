@@ -41,7 +41,7 @@ VARIANTS = {"off": 0.0, "metrics and logs": 0.0, "a tenth traced": 0.1, "all tra
 VLLM_VARIANTS = ("off", "metrics and logs", "a tenth traced")
 NO_ENGINE, VLLM = "no engine", "vLLM"
 OUTPUT_TOKENS, CONCURRENCY = 64, 16
-MIN_FIRSTS = 24
+TURNS, IN_A_TURN, SETTLE_S = 20, 3, 0.1
 BUDGET_BYTES = 8 << 30
 PATIENCE_S = 180.0
 
@@ -159,13 +159,29 @@ async def measure(ports: dict[str, tuple[int, psutil.Process]], rounds: int, req
             go_on(process)
             await ask(port, 1)
             rate, cpu_us = await saturate(port, process, requests)
-            firsts_s = [await ask(port, 1) for _ in range(max(requests // 4, MIN_FIRSTS))]
             stop(process)
             if number:  # the first round warms up
                 found[name]["rate"].append(rate)
                 found[name]["cpu_us"].append(cpu_us)
-                found[name]["ttft_ms"].append(1000 * float(np.median(firsts_s)))
+        firsts_s = await first_tokens(ports)
+        for name in found if number else ():
+            found[name]["ttft_ms"].append(1000 * float(np.median(firsts_s[name])))
         print(f"round {number} of {rounds}", flush=True)
+    return found
+
+
+async def first_tokens(ports: dict[str, tuple[int, psutil.Process]]) -> dict[str, list[float]]:
+    """Return by variant seconds to first tokens, of requests that come one at a time."""
+    found: dict[str, list[float]] = {name: [] for name in ports}
+    for turn in range(TURNS):
+        for name in sorted(ports, reverse=bool(turn % 2)):
+            port, process = ports[name]
+            go_on(process)
+            # What it would have done meanwhile comes first.
+            await asyncio.sleep(SETTLE_S)
+            await ask(port, 1)
+            found[name] += [await ask(port, 1) for _ in range(IN_A_TURN)]
+            stop(process)
     return found
 
 
@@ -199,7 +215,7 @@ def main() -> None:
         (NO_ENGINE, tuple(VARIANTS), arguments.rounds, arguments.requests),
     )
     told: list[Result] = []
-    for engine, variants, rounds, requests in parts:
+    for engine, variants, rounds, requests in [part for part in parts if part[2] > 0]:
         with collecting() as collector:
             with ExitStack() as running:
                 ports = {name: running.enter_context(serving(name, collector.endpoint, engine)) for name in variants}
