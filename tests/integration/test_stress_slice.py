@@ -2,7 +2,8 @@
 
 from rich.console import Console
 
-from tests.stress.streams import VICTIMS, Plan, Stress, print_counts
+from tests.stress.counts import print_counts
+from tests.stress.streams import VICTIMS, Plan, Stress
 from tests.support.service import Service
 
 
