@@ -141,7 +141,7 @@ class Stress:
         def went_on(chunk: dict[str, Any]) -> None:
             # What comes sooner may have been on its way already when the last one was killed.
             if time.monotonic() - self._killed_s > NOTICED_S:
-                asked.waiting -= {choice["index"] for choice in chunk.get("choices", ())}
+                asked.waiting -= {choice["index"] for choice in chunk.get("choices", ()) if says_something(choice)}
 
         self._under_way.append(asked)
         self._began.set()
@@ -326,6 +326,12 @@ def _age_s(process: psutil.Process, now_s: float) -> float:
         return now_s - process.create_time()
     except psutil.Error:
         return 0.0
+
+
+def says_something(choice: dict[str, Any]) -> bool:
+    """Tell whether there is a token in it: of a chat, all choices tell their role when the first one has one."""
+    delta = choice.get("delta", {})
+    return bool(choice.get("text") or delta.get("content") or delta.get("tool_calls") or choice["finish_reason"])
 
 
 def stress_args(replicas: int) -> dict[str, Any]:
