@@ -331,7 +331,7 @@ def _age_s(process: psutil.Process, now_s: float) -> float:
 def says_something(choice: dict[str, Any]) -> bool:
     """Tell whether there is a token in it: of a chat, all choices tell their role when the first one has one."""
     delta = choice.get("delta", {})
-    return bool(choice.get("text") or delta.get("content") or delta.get("tool_calls") or choice["finish_reason"])
+    return bool(choice.get("text") or delta.get("content") or delta.get("tool_calls") or choice.get("finish_reason"))
 
 
 def stress_args(replicas: int) -> dict[str, Any]:
