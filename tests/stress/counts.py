@@ -1,5 +1,6 @@
 """What a stress run counts, and how an outcome differs from that of the same request undisturbed."""
 
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -45,7 +46,9 @@ class Counts:
         else:
             kind = "changed"
         setattr(self, kind, getattr(self, kind) + 1)
-        self.faults.append(f"{name}: {kind}: {outcome.error or outcome.written} instead of {expected.written}")
+        self.faults.append(
+            f"{time.strftime('%X')} {name}: {kind}: {outcome.error or outcome.written} instead of {expected.written}"
+        )
 
 
 def print_counts(counts: Counts, console: Console) -> None:

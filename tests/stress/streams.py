@@ -16,6 +16,7 @@ import contextlib
 import json
 import math
 import random
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -51,6 +52,7 @@ AWAKE_AFTER_S = 4.0
 METRICS_LAG_S = 12.0
 TELL_PERIOD_S = 60.0
 SEEDS = 3
+LOGS_DIR = Path("bench-results/stress-logs")
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,7 @@ class Stress:
             if victim == "gateway":
                 self._gateway_kills += 1
                 self._is_gateway_down = True
+            print(f"{time.strftime('%X')} kills {victim}, process {process.pid}", flush=True)
             process.kill()
             self._killed_s = time.monotonic()
             for asked in self._under_way:
@@ -340,6 +343,15 @@ def stress_args(replicas: int) -> dict[str, Any]:
     return args
 
 
+def keep_logs(logs: Path) -> Path:
+    """Copy them to where they outlive the service, in place of those of the run before."""
+    shutil.rmtree(LOGS_DIR, ignore_errors=True)
+    # Some are renamed while they are copied.
+    with contextlib.suppress(shutil.Error):
+        shutil.copytree(logs, LOGS_DIR, symlinks=True)
+    return LOGS_DIR
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (
@@ -355,6 +367,8 @@ def main() -> int:
         finally:
             # Also what was found until it was broken off.
             print_counts(stress.counts, Console())
+            if not stress.counts.good() or stress.counts.faults:
+                print(f"The service's logs are kept in {keep_logs(service.logs)}")
     return 0 if stress.counts.good() else 1
 
 

@@ -127,5 +127,5 @@ def machines(**of_the_head: str) -> Iterator[Machines]:
         )
         wait_until_there(lambda: httpx.get(head.dashboard).status_code > 0, head.process, "the Ray dashboard")
         url = f"http://127.0.0.1:{free_port()}"
-        service = Service(url, head.address, head.dashboard, head.process, surroundings, directory)
+        service = Service(url, head.address, head.dashboard, head.process, surroundings, directory, head.logs)
         yield Machines(service, head, Path(name), running)

@@ -23,7 +23,10 @@ def command(name: str) -> str:
 
 
 class RayHead:
-    """Runs once it is made; ``address`` is the cluster's, ``dashboard`` a URL, ``process`` the root of its own."""
+    """Runs once it is made; ``address`` is the cluster's, ``dashboard`` a URL, ``process`` the root of its own.
+
+    ``logs`` is the directory of its logs, which ends with it.
+    """
 
     process: psutil.Process
 
@@ -33,6 +36,7 @@ class RayHead:
         port, dashboard_port = free_port(), free_port()
         self.address, self.dashboard = f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard_port}"
         self._directory = directory
+        self.logs = directory / "session_latest" / "logs"
         self._environment = dict(environment)
         # What runs it in a namespace ends with it, and not when it is asked to.
         self._ends_when_asked = not within

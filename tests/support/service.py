@@ -67,7 +67,7 @@ def serve_config(port: int, args: dict[str, Any]) -> dict[str, Any]:
 class Service:
     """A running service; ``ray_address`` is for Ray jobs, ``dashboard`` for ``serve status``, in ``environment``.
 
-    ``directory`` is the one it was deployed from.
+    ``directory`` is the one it was deployed from, ``logs`` the one that Ray's logs are in.
     """
 
     url: str
@@ -76,6 +76,7 @@ class Service:
     ray_process: psutil.Process
     environment: dict[str, str]
     directory: Path
+    logs: Path
 
     def deploy(self, args: dict[str, Any]) -> None:
         """``serve deploy`` from a directory without code; what is deployed already changes to ``args``."""
@@ -147,7 +148,7 @@ def deployed(args: dict[str, Any], *, with_run: bool = False, **environment: str
         # Any answer will do: without a token it is a refusal.
         wait_until_there(lambda: httpx.get(head.dashboard).status_code > 0, ray_process, "the Ray dashboard")
         url = f"http://127.0.0.1:{port}"
-        service = Service(url, head.address, head.dashboard, ray_process, surroundings, Path(empty))
+        service = Service(url, head.address, head.dashboard, ray_process, surroundings, Path(empty), head.logs)
         with service.run(args) if with_run else nullcontext(service.deploy(args)):
             wait_until_there(lambda: httpx.get(f"{url}/health", timeout=30).is_success, ray_process, "the service")
             yield service
