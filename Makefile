@@ -54,7 +54,7 @@ format: setup ## format and fix what can be fixed
 bench-throughput: models ## throughput and latency beside stock vLLM and Ray Serve LLM (about half an hour)
 	$(BIN)/python tests/bench/throughput.py
 
-bench-coldstart: models ## first tokens from every degree of cold, beside stock vLLM (about fifteen minutes)
+bench-coldstart: models ## first tokens from every degree of cold, beside stock vLLM (half an hour)
 	$(BIN)/python tests/bench/coldstart.py
 
 bench-many-models: models ## eight models where two fit, beside first come, first served (about twenty minutes)

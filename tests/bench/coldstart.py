@@ -9,7 +9,7 @@ that speed: FlashServe's service from its command on, with a published snapshot,
 the checkpoint with boto3 and starts vLLM's API server. The targets are in `coldstart_results`; missing one is a result,
 not a failure.
 
-Usage: python tests/bench/coldstart.py [--rounds 5] [--zero-rounds 3] [--cold-rounds 3]
+Usage: python tests/bench/coldstart.py [--rounds 5] [--zero-rounds 5] [--cold-rounds 5]
 """
 
 import argparse
@@ -357,8 +357,8 @@ _CREDENTIALS = {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any", "AWS
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--zero-rounds", type=int, default=3)
-    parser.add_argument("--cold-rounds", type=int, default=3)
+    parser.add_argument("--zero-rounds", type=int, default=5)
+    parser.add_argument("--cold-rounds", type=int, default=5)
     options = parser.parse_args()
     samples: Samples = {}
     stages: Stages = {}
