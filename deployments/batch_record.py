@@ -3,12 +3,14 @@
 A request that ends engines has to be told from one that only waited in them. The last two batches are kept, for an
 asynchronous scheduler decides on one while the one before is computed. It is a file because it has to outlive its
 writer, whatever that died of; a batch of the usual size is one write to the page cache, and only when it changes.
-Engines without a process pool have none: whoever was in their hands is suspected.
+Both ends have it open from the start, for the pool's directory may go while its engines go on. Engines without a
+process pool have none: whoever was in their hands is suspected.
 """
 
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 _VARIABLE = "FLASHSERVE_BATCH_RECORD"
 
@@ -19,8 +21,8 @@ def record_path(directory: Path, process_id: int) -> Path:
 
 
 def keep_record(path: Path) -> None:
-    """Have the engine core that this process will start keep a record there."""
-    os.environ[_VARIABLE] = str(path)
+    """Have the engine core that this process will fork keep a record there. Raises OSError."""
+    os.environ[_VARIABLE] = str(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
 
 
 class BatchRecord:
@@ -29,8 +31,7 @@ class BatchRecord:
     def __init__(self) -> None:
         self._latest: frozenset[str] = frozenset()
         self._written: frozenset[str] = frozenset()
-        path = os.environ.get(_VARIABLE)
-        self._file = -1 if path is None else os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        self._file = int(os.environ.get(_VARIABLE, "-1"))
 
     def computing(self, request_ids: Iterable[str]) -> None:
         """Take note, before the batch is computed."""
@@ -44,13 +45,20 @@ class BatchRecord:
             self._written = both
 
 
-def read_record(path: Path) -> frozenset[str] | None:
-    """Return vLLM's ids of the requests that an engine was computing last; None if it kept no record."""
+def open_record(path: Path) -> BinaryIO | None:
+    """Return the record at ``path`` to read from, which the caller closes; None if there is none."""
     try:
-        text = path.read_text()
+        return path.open("rb", buffering=0)
     except FileNotFoundError:
         return None
-    return frozenset(text.partition("\n\n")[0].split())
+
+
+def read_record(record: BinaryIO | None) -> frozenset[str] | None:
+    """Return vLLM's ids of the requests that an engine was computing last; None if it kept no record."""
+    if record is None:
+        return None
+    record.seek(0)
+    return frozenset(record.read().decode().partition("\n\n")[0].split())
 
 
 def was_computing(record: frozenset[str] | None, stream_id: str) -> bool:

@@ -182,8 +182,7 @@ class EnginesAhead:
             self._give(client, engine)
         finally:
             if engine is not None:
-                # Its life line is the replica's now; if that has gone, the engine ends.
-                engine.hang_up()
+                engine.let_go()
             self._forget(claim.model_id, ahead, "failed" if engine is None else "claimed")
 
     def _give(self, client: socket.socket, engine: ForkedEngine | None) -> None:

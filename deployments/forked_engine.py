@@ -14,9 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from socket import socket
-from typing import Any
+from typing import Any, BinaryIO
 
-from deployments.batch_record import read_record, record_path
+from deployments.batch_record import open_record, read_record, record_path
 from deployments.errors import EngineStartError, PoolUnavailableError
 from deployments.pool_wire import EngineRequest, Report, Surroundings, pack_frame, pack_surroundings, parse_report
 
@@ -62,6 +62,8 @@ class ForkedEngine:
         self._writer = writer
         # Beside the socket: it goes with the pool.
         self._directory = Path(writer.get_extra_info("peername")).parent
+        self._record: BinaryIO | None = None
+        self._is_given_away = False
         self._computed_last: frozenset[str] | None = None
         self._reports: asyncio.Queue[Report | None] = asyncio.Queue()
         self._listening = asyncio.get_running_loop().create_task(self._listen(reader))
@@ -87,14 +89,15 @@ class ForkedEngine:
         if report.state == "refused":
             engine.hang_up()
             raise PoolUnavailableError(pool.socket_path, report.reason)
-        engine.process_id = report.process_id
+        engine._is_below(report.process_id)
         return engine
 
     @classmethod
     async def adopt(cls, line: socket, model_id: str, process_id: int, addresses: tuple[str, str]) -> "ForkedEngine":
         """Return an engine that serves, which was another process's until now; ``line`` is its life line."""
         engine = cls(model_id, *await asyncio.open_unix_connection(sock=line))
-        engine.process_id, engine.addresses = process_id, addresses
+        engine._is_below(process_id)
+        engine.addresses = addresses
         return engine
 
     async def launch(self, request: EngineRequest) -> None:
@@ -136,10 +139,12 @@ class ForkedEngine:
 
     def computing(self) -> frozenset[str] | None:
         """Return what it is computing, or was when it ended; see ``batch_record``."""
-        return self._computed_last if self.gone() else read_record(self._record_path())
+        return self._computed_last if self.gone() else read_record(self._record)
 
-    def _record_path(self) -> Path:
-        return record_path(self._directory, self.process_id)
+    def _is_below(self, process_id: int) -> None:
+        self.process_id = process_id
+        if not self.gone():
+            self._record = open_record(record_path(self._directory, process_id))
 
     def when_gone(self, callback: Callable[[], None]) -> None:
         """Have ``callback`` called in the event loop once none of the engine's processes is left."""
@@ -148,6 +153,11 @@ class ForkedEngine:
     def hang_up(self) -> None:
         """Kill the engine's processes, whatever they are doing, unless somebody else has its life line too."""
         self._writer.close()
+
+    def let_go(self) -> None:
+        """Hang up and leave what belongs to the engine to who has its life line now; if nobody has, it ends."""
+        self._is_given_away = True
+        self.hang_up()
 
     async def stop(self) -> None:
         """Kill the engine's processes and return when none is left; harmless when they have ended."""
@@ -164,8 +174,11 @@ class ForkedEngine:
         except OSError as error:
             logger.info("life line of the engine of %s broke: %s", self.model_id, error)
         finally:
-            self._computed_last = read_record(self._record_path())
-            self._record_path().unlink(missing_ok=True)
+            self._computed_last = read_record(self._record)
+            if self._record is not None:
+                self._record.close()
+            if not self._is_given_away:
+                record_path(self._directory, self.process_id).unlink(missing_ok=True)
             self._reports.put_nowait(None)
 
     async def _report(self) -> Report:

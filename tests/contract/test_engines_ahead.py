@@ -198,7 +198,11 @@ async def test_a_taken_engine_that_dies_is_seen(node: Node) -> None:
         if process.pid == process_id:
             process.kill()
     await until(lambda: dies(engine))
+    with pytest.raises(EngineDiedError) as died:
+        await answer(engine)
+    assert not died.value.had_begun, "its record of what it computed was taken over, too"
     await until(lambda: engine_processes(node.pool) == [])
+    assert list(Path(node.pool.socket_path).parent.glob("batch-*")) == []
     await engine.stop()
 
 
