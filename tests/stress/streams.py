@@ -50,6 +50,8 @@ COUNT_PERIOD_S = 5.0
 AWAKE_AFTER_S = 4.0
 # Ray collects metrics this often.
 METRICS_LAG_S = 12.0
+# A service counts what has moved, Ray collects that, and this run looks at it: until then it would order too many.
+MOVE_PERIOD_S = (10.0, 20.0)
 TELL_PERIOD_S = 60.0
 SEEDS = 3
 LOGS_DIR = Path("bench-results/stress-logs")
@@ -71,6 +73,9 @@ class Plan:
     seed: int = 0
     # The third engine in a row that ends sooner than this after its start has its model given up for a while.
     rest_s: float = 11.0
+
+    def disturbances(self) -> int:
+        return self.kills + self.gateway_kills + self.scale_downs
 
 
 @dataclass(eq=False)
@@ -196,7 +201,8 @@ class Stress:
             for asked in self._under_way:
                 asked.waiting = set(range(asked.choices))
             self.counts.kills[victim] += 1
-            await self._settled(http)
+            if not await self._settled(http):
+                self.counts.faults.append(f"{time.strftime('%X')} not all has gone on {SETTLE_S:.0f} s after that kill")
             self._is_gateway_down = False
 
     async def _scale_down(self, http: httpx.AsyncClient) -> None:
@@ -245,24 +251,28 @@ class Stress:
         workers, now_s = self._service.processes("VLLM::Worker"), time.time()
         return [worker for worker in workers if _age_s(worker, now_s) > least_age_s]
 
-    async def _settled(self, http: httpx.AsyncClient) -> None:
+    async def _settled(self, http: httpx.AsyncClient) -> bool:
         """Wait until every stream has gone on, and there is an engine that is old enough to be killed."""
         deadline_s = time.monotonic() + SETTLE_S
         while time.monotonic() < deadline_s:
             if self._workers(self._plan.rest_s) and not any(asked.waiting for asked in self._under_way):
                 try:
                     if (await http.get("/health", timeout=10)).is_success:
-                        return
+                        return True
                 except httpx.HTTPError:
                     pass
             await asyncio.sleep(0.1)
+        return False
 
     async def _migrate_all(self, http: httpx.AsyncClient) -> None:
+        """Order moves all along the run, so that they meet every kind of kill."""
         while self.counts.moves_done < self._plan.migrations:
             if self.counts.moves_asked_for >= self._plan.migrations * MIGRATION_TRIES:
                 break
-            await asyncio.sleep(self._random.uniform(0.5, 2.0))
+            await asyncio.sleep(self._random.uniform(*MOVE_PERIOD_S))
             await self._busy()
+            if self.counts.moves_done > self._plan.migrations * self._part_disturbed():
+                continue
             if len(self._workers(AWAKE_AFTER_S)) < self._plan.replicas:
                 # There is nowhere to move to for now.
                 continue
@@ -271,6 +281,11 @@ class Stress:
             except (httpx.HTTPError, json.JSONDecodeError):
                 continue
             self.counts.moves_asked_for += answer.get("moving", 0)
+
+    def _part_disturbed(self) -> float:
+        """Return how much of what is planned to be killed and scaled down has been."""
+        done, wanted = self.counts.kills.total() + self.counts.scale_downs, self._plan.disturbances()
+        return done / wanted if wanted else 1.0
 
     async def _look_for_leftovers(self, http: httpx.AsyncClient) -> None:
         deadline_s = time.monotonic() + SETTLE_S

@@ -27,7 +27,7 @@ pytestmark = [
 BUCKET_S, PERIOD_S, PAST_S = 120, 1200, 2 * 86400
 PER_S = 2
 # At least; the service is there long before.
-BEGINS_IN_S = 240
+BEGINS_IN_S = 420
 # What a replica takes at most, on a node that never had one: within the time that its demand would last.
 STARTS_IN_S = 100
 
