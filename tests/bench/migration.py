@@ -60,6 +60,11 @@ class Stream:
     arrivals_s: list[float] = field(default_factory=list)
     disturbed_s: float = 0.0
     tokens: int = 0
+    asked_s: float = field(default_factory=time.perf_counter)
+
+    def first_ms(self) -> float:
+        """Time to the first chunk: its prefill, for the most part."""
+        return (self.arrivals_s[0] - self.asked_s) * 1000
 
     def usual_ms(self) -> float:
         """Median time between two chunks before the disturbance."""
@@ -276,6 +281,8 @@ def results(
         *found,
         median_result("rate of others on the target, meanwhile", others, "% more", Target(-10, "min"), "before"),
         median_result("gap of a killed replica, 512 tokens", [s.gap_ms() for s in lost], "ms", Target(1000, "max")),
+        median_result("first token of those streams", [s.first_ms() for s in lost], "ms"),
+        median_result("usual time between two tokens of those streams", [s.usual_ms() for s in lost], "ms"),
         median_result("overhead of the scheduler", overhead, "%", Target(1, "max"), "vLLM's own scheduler"),
     ]
 
