@@ -157,7 +157,8 @@ async def gateway_of(  # noqa: PLR0913 - what a gateway is made of
     nodes = LocalHandle(OneNode())
     gateway = GuardedGateway(config, catalogue, {"default": pool}, nodes, storage, keys_file=keys_file, tracing=tracing)
     app = gateway.__serve_build_asgi_app__()
-    server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="off", log_config=None))
+    # Longer than the client keeps a connection: who shares a loop with him may be late to hear that it was closed.
+    server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="off", log_config=None, timeout_keep_alive=600))
     serving = asyncio.ensure_future(server.serve())
     try:
         while not server.started:  # noqa: ASYNC110 - it announces nothing
