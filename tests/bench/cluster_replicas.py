@@ -27,6 +27,7 @@ import ray
 from ray import serve
 from ray.serve.config import RequestRouterConfig
 from report import Result, Target, make_report, median_result, print_report, wide_console, write_report
+from results_plot import write_picture
 
 from app.catalogue import Catalogue
 from app.entry import Entry
@@ -226,7 +227,7 @@ def main() -> None:
     ]
     report = make_report(NAME, results(measured), notes)
     print_report(report)
-    print(f"Written: {write_report(report)}")
+    print(f"Written: {write_report(report)}, {write_picture(report)}")
 
 
 if __name__ == "__main__":

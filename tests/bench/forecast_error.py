@@ -13,12 +13,14 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 from autoscale_forecasts import ets_with_past
 from forecast_speed import speeds
-from report import Result, Target, make_report, print_report, write_report
+from report import Result, Target, make_report, print_report, wide_console, write_report
+from results_plot import write_picture
 
 from autoscaler import neural
 from autoscaler.accuracy import Accuracy, combine, pinball_loss
@@ -98,48 +100,55 @@ def by_ets(points: Floats, past: Past, bucket: int) -> Floats:
     return np.maximum(points[:, bucket + 1 : bucket + 1 + STEPS, None] + off.T[:, None, :], 0.0)
 
 
+def compared(trace: str, past: Past, said: Mapping[str, Floats], came: Floats) -> Iterator[Result]:
+    """Each forecaster's errors on a trace, and those of what was chosen beside the others'."""
+    # Each series weighs alike: losses are in units of its own mean.
+    scale = np.maximum(past.counts.mean(axis=1), 1e-9)[None, :, None]
+    losses = {}
+    for name, values in said.items():
+        known = np.isfinite(values).all(axis=3)
+        loss = np.where(known[..., None], pinball_loss(came, np.nan_to_num(values), QUANTILES), np.nan)
+        losses[name] = float(np.nanmean(loss.mean(axis=3) / scale))
+        median = np.where(known, values[..., 1], np.nan)
+        wape = float(np.nansum(np.abs(came - median)) / np.nansum(np.where(known, came, np.nan)))
+        coverage = float((came <= values[..., -1])[known].mean())
+        target = Target(OFF, "max") if name == CHOSEN else None
+        yield Result(f"{trace}, {name}: pinball loss", losses[name], "of the mean", (losses[name],))
+        yield Result(f"{trace}, {name}: WAPE", wape, "share", (wape,))
+        yield Result(f"{trace}, {name}: coverage of 0.9", coverage, "share", (coverage,))
+        yield Result(f"{trace}, {name}: coverage off", abs(coverage - COVERAGE), "share", (coverage,), target)
+        yield Result(f"{trace}, {name}: had an opinion", float(known.mean()), "of the buckets", ())
+    others = min(losses[name] for name in losses if name not in {CHOSEN, ETS})
+    ratio = losses[CHOSEN] / others
+    yield Result(f"{trace}: chosen, of the best", ratio, "ratio", (ratio,), Target(1.02, "max"), "pinball loss")
+    for name in (NAIVE, ETS):
+        ratio = losses[CHOSEN] / losses[name]
+        yield Result(f"{trace}: chosen, of {name}", ratio, "ratio", (ratio,), Target(1.0, "max"), name)
+
+
 def main() -> int:
     """Runs the bench; returns 0 however the targets turn out."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("traces", type=Path, help="directory of the traces")
     traces = parser.parse_args().traces
+    console, begin_s = wide_console(), time.monotonic()
+
+    def progress(what: str) -> None:
+        console.print(f"{time.monotonic() - begin_s:5.0f} s  {what}", highlight=False)
+
+    progress("how long a fit and a forecast take")
     found, notes = list(speeds()), []
     for trace, most in TRACES.items():
+        progress(trace)
         past = counts_of(traces / f"{trace}.csv.gz", most)
         said, came, fitted_s = judge(past)
-        losses = {}
-        for name, values in said.items():
-            known = np.isfinite(values).all(axis=3)
-            # Each series weighs alike: losses are in units of its own mean.
-            scale = np.maximum(past.counts.mean(axis=1), 1e-9)[None, :, None]
-            loss = np.where(known[..., None], pinball_loss(came, np.nan_to_num(values), QUANTILES), np.nan)
-            losses[name] = float(np.nanmean(loss.mean(axis=3) / scale))
-            median = np.where(known, values[..., 1], np.nan)
-            wape = float(np.nansum(np.abs(came - median)) / np.nansum(np.where(known, came, np.nan)))
-            coverage = float((came <= values[..., -1])[known].mean())
-            better = float(np.mean(known))
-            found.append(Result(f"{trace}, {name}: pinball loss", losses[name], "of the mean", (losses[name],)))
-            found.append(Result(f"{trace}, {name}: WAPE", wape, "share", (wape,)))
-            found.append(Result(f"{trace}, {name}: coverage of 0.9", coverage, "share", (coverage,)))
-            notes.append(f"{trace}, {name}: had an opinion on {better:.0%}")
-            target = Target(OFF, "max") if name == CHOSEN else None
-            found.append(
-                Result(f"{trace}, {name}: coverage off", abs(coverage - COVERAGE), "share", (coverage,), target)
-            )
-        others = min(losses[name] for name in losses if name not in {CHOSEN, ETS})
-        ratio = losses[CHOSEN] / others
-        found.append(
-            Result(f"{trace}: chosen, of the best", ratio, "ratio", (ratio,), Target(1.02, "max"), "pinball loss")
-        )
-        for name in (NAIVE, ETS):
-            ratio = losses[CHOSEN] / losses[name]
-            found.append(Result(f"{trace}: chosen, of {name}", ratio, "ratio", (ratio,), Target(1.0, "max"), name))
+        found += compared(trace, past, said, came)
         notes.append(
             f"{trace}: {len(past.counts)} series of {past.buckets} buckets, NeuralProphet fitted in {fitted_s:.0f} s"
         )
     report = make_report(NAME, found, notes)
-    write_report(report)
     print_report(report)
+    print(f"Written: {write_report(report)}, {write_picture(report)}")
     return 0
 
 

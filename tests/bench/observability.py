@@ -30,6 +30,7 @@ import numpy as np
 import psutil
 from process_tree import freeze, thaw
 from report import Result, Target, make_report, median_result, print_report, write_report
+from results_plot import write_picture
 
 from tests.support.collector import collecting
 
@@ -229,7 +230,7 @@ def main() -> None:
     )
     report = make_report(NAME, told, notes)
     print_report(report)
-    print(write_report(report))
+    print(f"Written: {write_report(report)}, {write_picture(report)}")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from report import Report, Result, Target, make_report, print_report, write_report
+from results_plot import write_picture
 
 from deployments.forked_engine import PoolAddress
 from deployments.types import ModelSpec
@@ -86,8 +87,8 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as logs, background_pool(Path(logs)) as pool:
         report = asyncio.run(measure(pool, arguments.rounds))
-    write_report(report)
     print_report(report)
+    print(f"Written: {write_report(report)}, {write_picture(report)}")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import httpx
 import numpy as np
-from report import Result, Target, make_report, print_report, write_report
+from report import Result, Target, make_report, print_report, wide_console, write_report
+from results_plot import write_picture
 
 from tests.support.service import CHAT_MODEL, demo_args, deployed
 from tests.support.tenants import KeysFile
@@ -114,12 +115,17 @@ async def measure(url: str, keys: dict[str, str], rounds: int, requests: int) ->
     for _ in range(5):
         await quiet.ask()
     ttfts: dict[str, list[float]] = {condition: [] for condition in CONDITIONS}
-    for _ in range(rounds):
+    console, begin_s = wide_console(), time.monotonic()
+    for number in range(rounds):
         for condition in CONDITIONS:
             if condition == "limited":
                 await use_up(limited)
             async with flood(condition, clients.get(condition)):
-                ttfts[condition] += [await quiet.ask() for _ in range(requests)]
+                told = [await quiet.ask() for _ in range(requests)]
+            ttfts[condition] += told
+            median_ms = 1000 * np.median(told)
+            elapsed = f"{time.monotonic() - begin_s:5.0f} s  round {number + 1} of {rounds}"
+            console.print(f"{elapsed}, {condition}: {median_ms:.0f} ms to the first token", highlight=False)
     for client in clients.values():
         await client.http.aclose()
     return ttfts, limited.statuses
@@ -160,7 +166,7 @@ def main() -> None:
     ]
     report = make_report(NAME, results(ttfts), notes)
     print_report(report)
-    print(f"Written to {write_report(report)}.")
+    print(f"Written: {write_report(report)}, {write_picture(report)}")
 
 
 if __name__ == "__main__":
