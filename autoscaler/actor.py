@@ -193,7 +193,7 @@ class ForecasterActor:
         bucket_s = self._config.bucket_s
         if models != self._outlook.models:
             await self._renew(models, now_s)
-        past = await self._on_thread(lambda: self._past(bucket_s, now_s, FINE_BUCKETS * bucket_s))
+        past = await self._on_thread(lambda: self._past(models, bucket_s, now_s, FINE_BUCKETS * bucket_s))
         if past.counts.shape[0]:
             await self._on_thread(lambda: self._outlook.see_fine(past))
 
@@ -201,7 +201,7 @@ class ForecasterActor:
         outlook = Outlook(models, self._quantiles, self._steps)
         self._outlook = outlook
         if models:
-            past = await self._on_thread(lambda: self._past(self._config.season_bucket_s, now_s, PAST_S))
+            past = await self._on_thread(lambda: self._past(models, self._config.season_bucket_s, now_s, PAST_S))
             await self._on_thread(lambda: from_past(outlook, past, JUDGED_AGAIN))
             await self._on_thread(lambda: outlook.see_coarse(past))
 
@@ -209,12 +209,12 @@ class ForecasterActor:
         outlook, now_s = self._outlook, time.time()
         if not outlook.models:
             return
-        past = await self._on_thread(lambda: self._past(self._config.season_bucket_s, now_s, PAST_S))
-        said = await self._neural_says(past)
+        past = await self._on_thread(lambda: self._past(outlook.models, self._config.season_bucket_s, now_s, PAST_S))
+        said = await self._neural_says(outlook.models, past)
         if self._outlook is outlook:
             await self._on_thread(lambda: outlook.see_coarse(past, said))
 
-    async def _neural_says(self, past: Past) -> Floats | None:
+    async def _neural_says(self, models: tuple[str, ...], past: Past) -> Floats | None:
         fitted = self._fitted
         if fitted is None:
             return None
@@ -222,7 +222,7 @@ class ForecasterActor:
         recent = Past(past.counts[:, -4 * shape.lags :], past.step_s, past.end_s)
         try:
             said = await asyncio.get_running_loop().run_in_executor(
-                self._predicting, lambda: neural.predict(fitted, recent, shape, timeout_s=PREDICT_TIMEOUT_S)
+                self._predicting, lambda: neural.predict(fitted, recent, models, shape, timeout_s=PREDICT_TIMEOUT_S)
             )
         except (ForecastError, OSError) as error:
             self._problems[neural.NAME] = str(error)
@@ -231,25 +231,23 @@ class ForecasterActor:
 
     async def _refit(self) -> None:
         """Fit on all the past; what takes long or fails leaves the version before in use."""
-        outlook, now_s = self._outlook, time.time()
-        past = await self._on_thread(lambda: self._past(self._config.season_bucket_s, now_s, PAST_S))
+        models, now_s = self._outlook.models, time.time()
+        past = await self._on_thread(lambda: self._past(models, self._config.season_bucket_s, now_s, PAST_S))
         shape = self._shape()
         counted = int(np.isfinite(past.counts).sum(axis=1).max(initial=0))
         if counted * past.step_s < DAY_S:
             # Less than a day says nothing of days.
             return
         directory = self._directory / "neural"
-        fitted = await asyncio.get_running_loop().run_in_executor(
-            self._fitting, lambda: neural.fit(past, shape, directory, timeout_s=FIT_TIMEOUT_S)
+        self._fitted = await asyncio.get_running_loop().run_in_executor(
+            self._fitting, lambda: neural.fit(past, models, shape, directory, timeout_s=FIT_TIMEOUT_S)
         )
-        if self._outlook is outlook:
-            self._fitted = fitted
 
     def _shape(self) -> neural.Shape:
         return neural.Shape(steps=self._steps, quantiles=self._quantiles)
 
-    def _past(self, bucket_s: int, now_s: float, length_s: float) -> Past:
-        return self._intake.read(self._outlook.models, bucket_s, now_s - length_s, now_s)
+    def _past(self, models: tuple[str, ...], bucket_s: int, now_s: float, length_s: float) -> Past:
+        return self._intake.read(models, bucket_s, now_s - length_s, now_s)
 
     async def _demand(self, model: str) -> dict[str, Any]:
         """Return what was counted of a model lately, for a chart."""

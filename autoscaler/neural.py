@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import warnings
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty
@@ -26,6 +27,7 @@ from autoscaler.types import Floats, Past
 NAME = "NeuralProphet"
 VERSIONS_KEPT = 3
 FITTING_NICE = 10
+THREADS = 1
 EPOCH_S = 1_700_006_400  # a Monday's midnight, for clocks that begin at zero
 
 
@@ -41,25 +43,29 @@ class Shape:
     batch: int = 1024
 
 
-def fit(past: Past, shape: Shape, directory: Path, *, timeout_s: float, threads: int = 1) -> Path:
-    """Fit on ``past`` and return where the new version lies; older ones but a few are removed.
+def fit(past: Past, names: Sequence[str], shape: Shape, directory: Path, *, timeout_s: float) -> Path:
+    """Fit on ``past``, whose series are called ``names``, and return where the new version lies.
 
-    Runs in a process of its own, which has ``threads`` threads, a low priority and ``timeout_s``; this process imports
+    Older versions but a few are removed.
+
+    Runs in a process of its own, which has one thread, a low priority and ``timeout_s``; this process imports
     nothing of it. Raises ForecastError if it fails or takes too long; older versions stay usable.
     """
     versions = sorted(directory.glob("version-*.np"))
     number = int(versions[-1].stem.removeprefix("version-")) + 1 if versions else 1
     path = directory / f"version-{number:06}.np"
     directory.mkdir(parents=True, exist_ok=True)
-    _apart(_fit, (past, shape, path, threads), timeout_s)
+    _apart(_fit, (past, list(names), shape, path), timeout_s)
     for old in versions[: -(VERSIONS_KEPT - 1)]:
         old.unlink(missing_ok=True)
         old.with_suffix(".json").unlink(missing_ok=True)
     return path
 
 
-def predict(path: Path, past: Past, shape: Shape, *, timeout_s: float, threads: int = 1) -> Floats:
+def predict(path: Path, past: Past, names: Sequence[str], shape: Shape, *, timeout_s: float) -> Floats:
     """Return [series, buckets, steps, quantiles]: what the version at ``path`` says after each bucket of ``past``.
+
+    A series that it was not fitted on is as large as in ``past``; the others are as large as they were then.
 
     Entry [:, t] knows buckets up to and including t, so [:, -1] is the forecast; NaN where there are too few before it.
     One process and one pass however many series. Raises ForecastError.
@@ -67,7 +73,7 @@ def predict(path: Path, past: Past, shape: Shape, *, timeout_s: float, threads: 
     if not zipfile.is_zipfile(path):
         # Without the seconds that importing what reads it takes.
         raise ForecastError(NAME, f"the version {path.name} is missing or damaged")
-    found: Floats = _apart(_predict, (path, past, shape, threads), timeout_s)
+    found: Floats = _apart(_predict, (path, past, list(names), shape), timeout_s)
     return found
 
 
@@ -97,20 +103,20 @@ def _answer(answers: Any, work: Any, arguments: tuple[Any, ...]) -> None:
         answers.put(("error", f"{type(error).__name__}: {error}"))
 
 
-def _library(threads: int) -> Any:
+def _library() -> Any:
     warnings.simplefilter("ignore")
     vars(np)["NaN"] = np.nan  # not written as np.NaN, which linters put right
     import neuralprophet  # noqa: PLC0415 - seconds, and only in the process that fits
     import torch  # noqa: PLC0415
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(THREADS)
     neuralprophet.set_log_level("ERROR")
     neuralprophet.set_random_seed(0)
     return neuralprophet
 
 
-def _fit(past: Past, shape: Shape, path: Path, threads: int) -> None:
-    library = _library(threads)
+def _fit(past: Past, names: list[str], shape: Shape, path: Path) -> None:
+    library = _library()
     scales = _scales(past.counts)
     lower_upper = [quantile for quantile in shape.quantiles if quantile != 0.5]  # noqa: PLR2004 - the median is implied
     model = library.NeuralProphet(
@@ -125,6 +131,8 @@ def _fit(past: Past, shape: Shape, path: Path, threads: int) -> None:
         epochs=shape.epochs,
         batch_size=shape.batch,
         normalize="off",
+        # Series that it was not fitted on are forecast too.
+        unknown_data_normalization=True,
         drop_missing=True,
     )
     model.fit(
@@ -133,11 +141,12 @@ def _fit(past: Past, shape: Shape, path: Path, threads: int) -> None:
     temporary = path.with_suffix(".new")
     library.save(model, str(temporary))
     temporary.rename(path)
-    path.with_suffix(".json").write_text(json.dumps({"scales": scales.tolist(), "end_s": past.end_s}))
+    by_name = dict(zip(names, scales.tolist(), strict=True))
+    path.with_suffix(".json").write_text(json.dumps({"scales": by_name, "end_s": past.end_s}))
 
 
-def _predict(path: Path, past: Past, shape: Shape, threads: int) -> Floats:
-    _library(threads)
+def _predict(path: Path, past: Past, names: list[str], shape: Shape) -> Floats:
+    _library()
     import logging  # noqa: PLC0415
 
     import torch  # noqa: PLC0415
@@ -147,7 +156,10 @@ def _predict(path: Path, past: Past, shape: Shape, threads: int) -> Floats:
     model = torch.load(path, weights_only=False)
     model.restore_trainer()
     model.trainer.enable_progress_bar = False
-    scales = np.array(json.loads(path.with_suffix(".json").read_text())["scales"])
+    fitted = json.loads(path.with_suffix(".json").read_text())["scales"]
+    # By name, for models come and go between a fit and a forecast.
+    own = zip(names, _scales(past.counts), strict=True)
+    scales = np.array([fitted.get(name, scale) for name, scale in own])
     known = np.where(np.isnan(past.counts), 0.0, past.counts)
     frame = _frame(Past(known, past.step_s, past.end_s), scales)
     future = model.make_future_dataframe(frame, periods=shape.steps, n_historic_predictions=True)

@@ -58,15 +58,16 @@ def with_neural(names: tuple[str, ...], past: Past, fitted: int) -> Floats | Non
     dense = past.counts[:, :fitted].mean(axis=1) >= DENSE
     if fitted * past.step_s < FEWEST_DAYS * DAY_S or not dense.any():
         return None
+    few = tuple(name for name, is_dense in zip(names, dense, strict=True) if is_dense)
     shape, some = Shape(steps=1, quantiles=QUANTILES), Past(past.counts[dense], past.step_s, past.end_s)
     try:
         with tempfile.TemporaryDirectory() as directory:
-            version = fit(some.until(fitted), shape, Path(directory), timeout_s=FIT_TIMEOUT_S)
-            said = predict(version, some, shape, timeout_s=FIT_TIMEOUT_S)
+            version = fit(some.until(fitted), few, shape, Path(directory), timeout_s=FIT_TIMEOUT_S)
+            said = predict(version, some, few, shape, timeout_s=FIT_TIMEOUT_S)
     except ForecastError as error:
         print(f"NeuralProphet: {error}")
         return None
     said[:, :fitted] = np.nan
     rates = np.full_like(past.counts, np.nan)
-    rates[dense] = chosen(tuple(name for name, is_dense in zip(names, dense, strict=True) if is_dense), some, said)
+    rates[dense] = chosen(few, some, said)
     return rates

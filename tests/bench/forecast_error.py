@@ -64,14 +64,15 @@ def judge(past: Past) -> tuple[dict[str, Floats], Floats, float]:
     """What each said, [judged, series, steps, quantiles], what came, [judged, series, steps], and seconds of fit."""
     begin = int(past.buckets * JUDGE_FROM)
     began_s = time.monotonic()
+    names = [f"series {row}" for row in range(len(past.counts))]
     with tempfile.TemporaryDirectory() as directory:
         shape = Shape(steps=STEPS, quantiles=QUANTILES)
-        version = fit(past.until(begin), shape, Path(directory), timeout_s=FIT_TIMEOUT_S)
+        version = fit(past.until(begin), names, shape, Path(directory), timeout_s=FIT_TIMEOUT_S)
         fitted_s = time.monotonic() - began_s
-        neural_values = predict(version, past, shape, timeout_s=FIT_TIMEOUT_S)
-    names = [*(each.name for each in SIMPLE), neural.NAME]
-    accuracy = Accuracy(len(past.counts), names, [1, 3, 6], QUANTILES, fade=0.99)
-    said: dict[str, list[Floats]] = {name: [] for name in [*names, ETS, CHOSEN]}
+        neural_values = predict(version, past, names, shape, timeout_s=FIT_TIMEOUT_S)
+    forecasters = [*(each.name for each in SIMPLE), neural.NAME]
+    accuracy = Accuracy(len(past.counts), forecasters, [1, 3, 6], QUANTILES, fade=0.99)
+    said: dict[str, list[Floats]] = {name: [] for name in [*forecasters, ETS, CHOSEN]}
     came, points = [], ets_with_past(past, begin) * past.step_s
     for bucket in range(begin, past.buckets - STEPS):
         accuracy.judge(past.counts[:, bucket])

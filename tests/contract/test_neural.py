@@ -15,6 +15,7 @@ from autoscaler.types import Count, Floats, Past
 
 STEP_S, DAY = 3600.0, 24
 SHAPE = Shape(lags=6, steps=3, epochs=40, batch=32)
+NAMES = ("large", "small")
 
 
 @pytest.fixture(scope="module")
@@ -26,12 +27,12 @@ def past() -> Past:
 
 @pytest.fixture(scope="module")
 def version(past: Past, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return fit(past.until(10 * DAY), SHAPE, tmp_path_factory.mktemp("neural"), timeout_s=300)
+    return fit(past.until(10 * DAY), NAMES, SHAPE, tmp_path_factory.mktemp("neural"), timeout_s=300)
 
 
 @pytest.fixture(scope="module")
 def said(past: Past, version: Path) -> Floats:
-    return predict(version, past, SHAPE, timeout_s=120)
+    return predict(version, past, NAMES, SHAPE, timeout_s=120)
 
 
 def test_it_learns_the_day_better_than_the_mean(past: Past, said: Floats) -> None:
@@ -45,9 +46,18 @@ def test_it_learns_the_day_better_than_the_mean(past: Past, said: Floats) -> Non
 def test_what_comes_later_changes_nothing(past: Past, version: Path, said: Floats) -> None:
     changed = past.counts.copy()
     changed[:, 12 * DAY :] = 9999.0
-    other = predict(version, Past(changed, STEP_S, past.end_s), SHAPE, timeout_s=120)
+    other = predict(version, Past(changed, STEP_S, past.end_s), NAMES, SHAPE, timeout_s=120)
     cut = slice(0, 12 * DAY)
     assert np.array_equal(said[:, cut], other[:, cut], equal_nan=True)
+
+
+def test_models_that_come_and_change_places_keep_their_size(past: Past, version: Path, said: Floats) -> None:
+    large, small = past.counts
+    other = Past(np.stack([small, small * 30, large]), STEP_S, past.end_s)
+    expected = predict(version, other, ("small", "came later", "large"), SHAPE, timeout_s=120)
+    assert expected[0, -1] == pytest.approx(said[1, -1], rel=1e-3)
+    assert expected[2, -1] == pytest.approx(said[0, -1], rel=1e-3)
+    assert expected[1, -1] == pytest.approx(30 * said[1, -1], rel=0.1)
 
 
 def test_long_gaps_are_no_fault(past: Past, tmp_path: Path) -> None:
@@ -56,13 +66,13 @@ def test_long_gaps_are_no_fault(past: Past, tmp_path: Path) -> None:
     counts[:, 7 * DAY : 10 * DAY] = np.nan
     counts[:, 12 * DAY : 12 * DAY + 3] = np.nan
     holes = Past(counts, STEP_S, past.end_s)
-    version = fit(holes, replace(SHAPE, epochs=5), tmp_path, timeout_s=300)
-    assert np.isfinite(predict(version, past, SHAPE, timeout_s=120)[:, -1]).all()
+    version = fit(holes, NAMES, replace(SHAPE, epochs=5), tmp_path, timeout_s=300)
+    assert np.isfinite(predict(version, past, NAMES, SHAPE, timeout_s=120)[:, -1]).all()
 
 
 def test_a_fit_that_takes_too_long_is_ended(past: Past, tmp_path: Path) -> None:
     with pytest.raises(ForecastError, match="more than"):
-        fit(past, SHAPE, tmp_path, timeout_s=0.5)
+        fit(past, NAMES, SHAPE, tmp_path, timeout_s=0.5)
     assert not list(tmp_path.glob("version-*"))
 
 
@@ -72,14 +82,14 @@ def test_a_version_that_is_broken_is_an_error(past: Past, tmp_path: Path, conten
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ForecastError, match=path.name):
-        predict(path, past, SHAPE, timeout_s=120)
+        predict(path, past, NAMES, SHAPE, timeout_s=120)
 
 
 def test_one_that_was_cut_is_too(past: Past, version: Path, tmp_path: Path) -> None:
     path = tmp_path / version.name
     path.write_bytes(version.read_bytes()[:-1000])
     with pytest.raises(ForecastError, match="damaged"):
-        predict(path, past, SHAPE, timeout_s=120)
+        predict(path, past, NAMES, SHAPE, timeout_s=120)
 
 
 async def test_the_forecaster_fits_it_and_asks_it(tmp_path: Path) -> None:
@@ -92,8 +102,8 @@ async def test_the_forecaster_fits_it_and_asks_it(tmp_path: Path) -> None:
     await forecaster.serves({"m": ("pool", 8)}, {"pool": (0, 1, {})})
     await forecaster._see_fine()
     await forecaster._refit()
-    past = forecaster._past(300, now_s, 4 * 86400.0)
-    said = await forecaster._neural_says(past)
+    past = forecaster._past(("m",), 300, now_s, 4 * 86400.0)
+    said = await forecaster._neural_says(("m",), past)
     assert said is not None
     assert said.shape == (1, forecaster._steps, 3)
     assert np.isfinite(said).all()

@@ -49,7 +49,11 @@ def write_log(path: Path, next_begin_s: int) -> None:
 
 def running(cluster: Machines) -> int:
     """Replicas of the pool that run."""
-    told: Any = httpx.get(f"{cluster.service.dashboard}/api/serve/applications/", timeout=60).json()["applications"]
+    token = cluster.service.environment["RAY_AUTH_TOKEN"]
+    answer = httpx.get(
+        f"{cluster.service.dashboard}/api/serve/applications/", headers={"Authorization": f"Bearer {token}"}, timeout=60
+    )
+    told: Any = answer.raise_for_status().json()["applications"]
     replicas = [
         replica
         for application in told.values()

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -60,7 +60,9 @@ class RayHead:
         """End all its processes at once, as when the power goes."""
         below = self.process.children(recursive=True)
         for each in (self.process, *below):
-            each.kill()
+            # The last of a namespace take the others with them.
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
         self._running.wait(30)
         psutil.wait_procs(below, timeout=30)
 
@@ -73,7 +75,8 @@ class RayHead:
         self._running.wait(60)
         _, left = psutil.wait_procs(below, timeout=10)
         for orphan in left:
-            orphan.kill()
+            with suppress(psutil.NoSuchProcess):
+                orphan.kill()
 
 
 @contextmanager
