@@ -4,8 +4,9 @@ Covers: one pool at one moment, with the reason; what a plan must look like to b
 models (``planner``), being called by Serve (``serve_policy``).
 
 The rules: what is measured wins upward, at once. The plan sets a floor for as far ahead as a replica takes to start.
-Fewer replicas come only when fewer would have done for ``hold_s``. No plan, an old one and nonsense are the same: then
-load alone decides.
+Fewer replicas come only when fewer would have done for ``hold_s``, and will for as long after another could start: one
+that starts sooner than expected must not be given back just before what it came for. No plan, an old one and nonsense
+are the same: then load alone decides.
 """
 
 import math
@@ -132,8 +133,12 @@ def decide_replicas(
     lead_s = FIRST_LEAD_S if memory.lead_s is None else memory.lead_s
     floor = 0 if expected is None else expected.floor(lead_s)
     wanted = _bounded(max(measured, floor), seen)
-    replicas = _bounded(memory.highest(wanted, now_s, rules.hold_s), seen)
+    soon = 0 if expected is None else min(seen.target, expected.floor(lead_s + rules.hold_s))
+    lately = memory.highest(wanted, now_s, rules.hold_s)
+    replicas = _bounded(max(lately, soon), seen)
     memory.time_starts(seen.running, replicas, now_s)
+    if replicas > max(wanted, _bounded(lately, seen)):
+        return ReplicaDecision(replicas, measured, floor, "as many will be needed soon")
     return ReplicaDecision(replicas, measured, floor, _reason(replicas, wanted, measured, floor, expected, seen))
 
 

@@ -82,7 +82,7 @@ def test_a_pool_grows_before_the_demand_and_shrinks_after_it(cluster: Machines, 
     models = [model for model in demo_args()["models"] if model["id"] == CHAT_MODEL]
     pools = [{"min_replicas": 1, "max_replicas": 2, "max_replicas_per_node": 1, "num_cpus": 1}]
     autoscaling = {
-        "target_ongoing_requests": 1, "season_bucket_s": BUCKET_S, "downscale_s": 5, "neural": False,
+        "target_ongoing_requests": 1, "season_bucket_s": BUCKET_S, "downscale_s": 30, "neural": False,
     }  # fmt: skip
     cluster.deploy(demo_args(models=models, pools=pools, autoscaling=autoscaling))
     assert time.time() < begin_s - STARTS_IN_S, "the service took too long to come"

@@ -1,5 +1,6 @@
 """How many replicas: load wins upward whatever the plan says, a bad plan is none, and nothing flaps."""
 
+import itertools
 import math
 import threading
 from typing import Any
@@ -80,6 +81,27 @@ def test_a_forecast_that_goes_on_keeps_replicas() -> None:
     memory, plan = Memory(), Expected(10.0, (2, 2, 2, 2), 0.0)
     decisions = [decide_replicas(seen(0.0, 2), plan, memory, RULES, 30.0 * step) for step in range(10)]
     assert {(each.replicas, each.reason) for each in decisions} == {(2, "forecast")}
+
+
+def test_one_that_came_sooner_than_expected_waits_for_what_it_came_for() -> None:
+    """Five seconds instead of thirty: what is known to take five would be asked for again five seconds before."""
+    memory, rules, wanted = Memory(), Rules(8.0, hold_s=12.0), [1]
+    for now_s in range(0, 120, 5):
+        need = tuple(2 if 60 <= at_s < 80 else 0 for at_s in range(now_s, now_s + 100, 5))
+        there = Seen(0.0, wanted[-1], wanted[-1], 1, 2)
+        wanted.append(decide_replicas(there, Expected(5.0, need, 0.0), memory, rules, float(now_s)).replicas)
+    assert memory.lead_s == pytest.approx(5.0)
+    assert [number for number, _ in itertools.groupby(wanted)] == [1, 2, 1], "up once, down once"
+
+
+def test_one_that_is_needed_long_from_now_is_given_back() -> None:
+    memory = Memory(lead_s=10.0)
+    soon, later = (Expected(10.0, (0,) * steps + (2,), 0.0) for steps in (7, 9))
+    memory.highest(0, 0.0, RULES.hold_s)
+    kept = decide_replicas(seen(0.0, 2), soon, memory, RULES, 1.0)
+    assert (kept.replicas, kept.reason) == (2, "as many will be needed soon")
+    assert decide_replicas(seen(0.0, 1), soon, memory, RULES, 1.0).replicas == 1, "none is started for it"
+    assert decide_replicas(seen(0.0, 2), later, memory, RULES, 1.0).replicas == 0
 
 
 def test_a_clock_that_jumps_back_holds_nothing_for_ever() -> None:
