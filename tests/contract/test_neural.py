@@ -1,12 +1,15 @@
 """NeuralProphet, fitted for real: its traps are avoided, it learns, it can't hang or break whoever asks it."""
 
+import json
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from autoscaler import neural
 from autoscaler.actor import ForecasterActor
 from autoscaler.errors import ForecastError
 from autoscaler.history import History
@@ -49,6 +52,30 @@ def test_what_comes_later_changes_nothing(past: Past, version: Path, said: Float
     other = predict(version, Past(changed, STEP_S, past.end_s), NAMES, SHAPE, timeout_s=120)
     cut = slice(0, 12 * DAY)
     assert np.array_equal(said[:, cut], other[:, cut], equal_nan=True)
+
+
+def by_its_own_predict(path: Path, past: Past) -> Floats:
+    """What NeuralProphet itself says, [series, buckets, steps, quantiles]: run in a process of its own."""
+    neural._library()
+    model = torch.load(path, weights_only=False)
+    model.restore_trainer()
+    scales = np.array(list(json.loads(path.with_suffix(".json").read_text())["scales"].values()))
+    future = model.make_future_dataframe(neural._frame(past, scales), periods=SHAPE.steps, n_historic_predictions=True)
+    values = np.full((*past.counts.shape, SHAPE.steps, len(SHAPE.quantiles)), np.nan)
+    for name, rows in model.predict(future, decompose=False).groupby("ID"):
+        for step in range(SHAPE.steps):
+            for index, suffix in enumerate((" 10.0%", "", " 90.0%")):
+                # Row r says what was expected of bucket r, ``step + 1`` buckets before it.
+                said = rows[f"yhat{step + 1}{suffix}"].to_numpy(float)[step + 1 : step + 1 + past.buckets]
+                values[int(name), : len(said), step, index] = said * scales[int(name)]
+    return values
+
+
+def test_one_pass_over_all_says_what_neuralprophet_says_of_each(past: Past, version: Path, said: Floats) -> None:
+    expected = neural._apart(by_its_own_predict, (version, past), 120)
+    assert np.isfinite(said[:, SHAPE.lags - 1 :]).all()
+    assert np.isnan(said[:, : SHAPE.lags - 1]).all()
+    assert np.allclose(said, expected, rtol=1e-4, atol=1e-3, equal_nan=True)
 
 
 def test_models_that_come_and_change_places_keep_their_size(past: Past, version: Path, said: Floats) -> None:
