@@ -43,7 +43,6 @@ DAY_S = 86400.0
 PAST_S = 8 * DAY_S
 FINE_BUCKETS = 240
 FIT_TIMEOUT_S = 600.0
-PREDICT_TIMEOUT_S = 120.0
 CHART_BUCKETS = 96
 JUDGED_AGAIN = 24
 """Coarse buckets by which forecasters are judged at once after a restart."""
@@ -79,7 +78,6 @@ class ForecasterActor:
         # One thread: SQLite has one writer, and arithmetic on all models must not take the other cores too.
         self._thread = ThreadPoolExecutor(1, "forecasts")
         self._fitting = ThreadPoolExecutor(1, "fit")
-        self._predicting = ThreadPoolExecutor(1, "predict")
         loop = asyncio.get_running_loop()
         self._loops = [
             loop.create_task(self._every(TICK_S, "plan", self._tick)),
@@ -218,13 +216,10 @@ class ForecasterActor:
         fitted = self._fitted
         if fitted is None:
             return None
-        shape = self._shape()
-        recent = Past(past.counts[:, -4 * shape.lags :], past.step_s, past.end_s)
+        recent = Past(past.counts[:, -4 * self._shape().lags :], past.step_s, past.end_s)
         try:
-            said = await asyncio.get_running_loop().run_in_executor(
-                self._predicting, lambda: neural.predict(fitted, recent, models, shape, timeout_s=PREDICT_TIMEOUT_S)
-            )
-        except (ForecastError, OSError) as error:
+            said = await self._on_thread(lambda: neural.predict(fitted, recent, models))
+        except ForecastError as error:
             self._problems[neural.NAME] = str(error)
             return None
         return said[:, -1]

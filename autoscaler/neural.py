@@ -1,17 +1,16 @@
-"""NeuralProphet, in this file only: one global model over all series, fitted and asked in a process of its own.
+"""NeuralProphet, in this file only: one global model over all series, fitted in a process of its own.
 
 Covers: fitting with bounded threads and time, forecasts for all series in one call, versions on disk. Does not cover:
-when to fit, and whether to believe it (``accuracy``): it is judged like any other, and used only where it is better.
+what a version says (``neural_network``, which needs nothing of NeuralProphet), when to fit, and whether to believe it
+(``accuracy``): it is judged like any other, and used only where it is better.
 
-Traps of NeuralProphet 0.9: it uses ``numpy.NaN``, which numpy 2 has no more; its search for a learning rate and its way
-to load break on this torch.
+Traps of NeuralProphet 0.9: it uses ``numpy.NaN``, which numpy 2 has no more, and its search for a learning rate breaks
+on this torch.
 """
 
-import json
 import multiprocessing
 import os
 import warnings
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoscaler.errors import ForecastError
+from autoscaler.neural_network import BROKEN, Network, Season, scaled_by
 from autoscaler.types import Floats, Past
 
 NAME = "NeuralProphet"
 VERSIONS_KEPT = 3
 FITTING_NICE = 10
 THREADS = 1
-WINDOWS_AT_ONCE = 50_000
 EPOCH_S = 1_700_006_400  # a Monday's midnight, for clocks that begin at zero
 
 
@@ -45,37 +44,35 @@ class Shape:
 
 
 def fit(past: Past, names: Sequence[str], shape: Shape, directory: Path, *, timeout_s: float) -> Path:
-    """Fit on ``past``, whose series are called ``names``, and return where the new version lies.
-
-    Older versions but a few are removed.
+    """Fit on ``past``, whose series are called ``names``, and return where the new version lies; old ones are removed.
 
     Runs in a process of its own, which has one thread, a low priority and ``timeout_s``; this process imports
     nothing of it. Raises ForecastError if it fails or takes too long; older versions stay usable.
     """
-    versions = sorted(directory.glob("version-*.np"))
+    versions = sorted(directory.glob("version-*.npz"))
     number = int(versions[-1].stem.removeprefix("version-")) + 1 if versions else 1
-    path = directory / f"version-{number:06}.np"
+    path = directory / f"version-{number:06}.npz"
     directory.mkdir(parents=True, exist_ok=True)
     _apart(_fit, (past, list(names), shape, path), timeout_s)
     for old in versions[: -(VERSIONS_KEPT - 1)]:
         old.unlink(missing_ok=True)
-        old.with_suffix(".json").unlink(missing_ok=True)
     return path
 
 
-def predict(path: Path, past: Past, names: Sequence[str], shape: Shape, *, timeout_s: float) -> Floats:
+def predict(path: Path, past: Past, names: Sequence[str]) -> Floats:
     """Return [series, buckets, steps, quantiles]: what the version at ``path`` says after each bucket of ``past``.
 
-    A series that it was not fitted on is as large as in ``past``; the others are as large as they were then.
-
-    Entry [:, t] knows buckets up to and including t, so [:, -1] is the forecast; NaN where there are too few before it.
-    One process and one pass however many series. Raises ForecastError.
+    A series that it was not fitted on is as large as in ``past``; the others are as large as they were then. By name,
+    for models come and go between a fit and a forecast. Entry [:, t] knows buckets up to and including t, so [:, -1] is
+    the forecast; NaN where there are too few before it. Raises ForecastError.
     """
-    if not zipfile.is_zipfile(path):
-        # Without the seconds that importing what reads it takes.
-        raise ForecastError(NAME, f"the version {path.name} is missing or damaged")
-    found: Floats = _apart(_predict, (path, past, list(names), shape), timeout_s)
-    return found
+    try:
+        network = Network.load(path)
+    except BROKEN as error:
+        raise ForecastError(NAME, f"the version {path.name} is missing or damaged") from error
+    scales = scaled_by(network.scales, names, _scales(past.counts))[:, None]
+    known = np.where(np.isnan(past.counts), 0.0, past.counts) / scales
+    return network.forecast(known, _begin_s(past), past.step_s) * scales[..., None, None]
 
 
 def _apart(work: Any, arguments: tuple[Any, ...], timeout_s: float) -> Any:
@@ -117,8 +114,14 @@ def _library() -> Any:
 
 
 def _fit(past: Past, names: list[str], shape: Shape, path: Path) -> None:
-    library = _library()
     scales = _scales(past.counts)
+    model = trained(past, scales, shape)
+    learnt(model, dict(zip(names, scales.tolist(), strict=True))).save(path)
+
+
+def trained(past: Past, scales: Floats, shape: Shape) -> Any:
+    """Return NeuralProphet's own model, fitted in this process."""
+    library = _library()
     lower_upper = [quantile for quantile in shape.quantiles if quantile != 0.5]  # noqa: PLR2004 - the median is implied
     model = library.NeuralProphet(
         n_lags=shape.lags,
@@ -137,78 +140,21 @@ def _fit(past: Past, names: list[str], shape: Shape, path: Path) -> None:
     model.fit(
         _frame(past, scales, split=shape.lags + shape.steps), freq=f"{int(past.step_s)}s", progress=None, metrics=False
     )
-    temporary = path.with_suffix(".new")
-    library.save(model, str(temporary))
-    temporary.rename(path)
-    by_name = dict(zip(names, scales.tolist(), strict=True))
-    path.with_suffix(".json").write_text(json.dumps({"scales": by_name, "end_s": past.end_s}))
+    return model
 
 
-def _predict(path: Path, past: Past, names: list[str], shape: Shape) -> Floats:
-    _library()
-    import torch  # noqa: PLC0415
-
-    # NeuralProphet's own ``load`` fails since torch 2.6 takes weights only; the file is one that ``fit`` wrote.
-    model = torch.load(path, weights_only=False)
-    fitted = json.loads(path.with_suffix(".json").read_text())["scales"]
-    # By name, for models come and go between a fit and a forecast.
-    own = zip(names, _scales(past.counts), strict=True)
-    scales = np.array([fitted.get(name, scale) for name, scale in own])
-    known = np.where(np.isnan(past.counts), 0.0, past.counts) / scales[:, None]
-    series, buckets = known.shape
-    values = np.full((series, buckets, shape.steps, len(shape.quantiles)), np.nan)
-    if buckets < shape.lags:
-        return values
-    # [windows, lags + steps, features], the same for all series; and [series, windows, lags].
-    seasons = {name: _windows(each, shape.lags + shape.steps) for name, each in _seasons(model, past, shape).items()}
-    lags = np.lib.stride_tricks.sliding_window_view(known, shape.lags, axis=1)
-    at_once = max(1, WINDOWS_AT_ONCE // lags.shape[1])
-    for first in range(0, series, at_once):
-        some = slice(first, first + at_once)
-        values[some, shape.lags - 1 :] = _passed(model, seasons, lags[some], shape)
-    return values * scales[:, None, None, None]
-
-
-def _passed(model: Any, seasons: Mapping[str, Floats], lags: Floats, shape: Shape) -> Floats:
-    """Return [series, windows, steps, quantiles] from one forward pass of NeuralProphet's network.
-
-    Its own ``predict`` makes a frame and a loader of each series: a thousand take a minute and more. A test holds that
-    both say the same.
-    """
-    import torch  # noqa: PLC0415
-
-    series, windows, _ = lags.shape
-    inputs = {
-        # Its values say nothing where nothing grows.
-        "time": torch.zeros(series * windows, shape.lags + shape.steps),
-        "lags": torch.tensor(lags.reshape(series * windows, shape.lags), dtype=torch.float32),
-        "seasonalities": {
-            name: torch.tensor(each, dtype=torch.float32).repeat(series, 1, 1) for name, each in seasons.items()
-        },
-        "predict_mode": True,
-    }
-    model.model.eval()
-    with torch.no_grad():
-        said, _ = model.model(inputs)
-    # It has the median first, then the others in their order.
-    order = [0.5, *(each for each in shape.quantiles if each != 0.5)]  # noqa: PLR2004 - the median
-    columns = [order.index(each) for each in shape.quantiles]
-    found: Floats = said.numpy()[..., columns].reshape(series, windows, shape.steps, len(columns)).astype(float)
-    return found
-
-
-def _seasons(model: Any, past: Past, shape: Shape) -> dict[str, Floats]:
-    """Return [buckets + steps, features] of each season, for the buckets of ``past`` and those that come."""
-    import pandas as pd  # noqa: PLC0415 - with NeuralProphet
-    from neuralprophet.time_dataset import seasonal_features_from_dates  # noqa: PLC0415
-
-    dates = pd.DataFrame({"ds": _times(past, past.buckets + shape.steps)})
-    return dict(seasonal_features_from_dates(dates, model.config_seasonality))
-
-
-def _windows(features: Floats, length: int) -> Floats:
-    """Return [windows, length, features]."""
-    return np.lib.stride_tricks.sliding_window_view(features, length, axis=0).transpose(0, 2, 1)
+def learnt(model: Any, scales: Mapping[str, float]) -> Network:
+    """Return what a fitted model of NeuralProphet's holds."""
+    weights = {name: each.numpy().astype(float) for name, each in model.model.state_dict().items()}
+    quantiles = tuple(model.model.quantiles)
+    lags = weights["ar_net.0.weight"]
+    seasons = tuple(
+        Season(float(each.period), weights[f"seasonality.season_params.{name}"][:, 0])
+        for name, each in model.config_seasonality.periods.items()
+        if each.resolution
+    )
+    steps = lags.shape[0] // len(quantiles)
+    return Network(weights["trend.bias"], lags.reshape(steps, len(quantiles), -1), seasons, quantiles, scales)
 
 
 def stretches(known: NDArray[np.bool_], longest: int) -> list[slice]:
@@ -238,7 +184,7 @@ def _frame(past: Past, scales: Floats, *, split: int | None = None) -> Any:
     """
     import pandas as pd  # noqa: PLC0415 - with NeuralProphet
 
-    times = _times(past, past.buckets)
+    times = pd.to_datetime(_begin_s(past) + past.step_s * np.arange(past.buckets), unit="s").round("1s")
     parts = (
         [slice(0, past.buckets)]
         if split is None
@@ -258,9 +204,6 @@ def _frame(past: Past, scales: Floats, *, split: int | None = None) -> Any:
     )
 
 
-def _times(past: Past, buckets: int) -> Any:
-    """Return when each of so many buckets begins, from the first one of ``past`` on."""
-    import pandas as pd  # noqa: PLC0415 - with NeuralProphet
-
-    begin_s = past.end_s - past.buckets * past.step_s + (EPOCH_S if past.end_s < EPOCH_S else 0)
-    return pd.to_datetime(begin_s + past.step_s * np.arange(buckets), unit="s").round("1s")
+def _begin_s(past: Past) -> float:
+    """Return when the first bucket begins, a Unix time."""
+    return past.end_s - past.buckets * past.step_s + (EPOCH_S if past.end_s < EPOCH_S else 0)

@@ -63,7 +63,7 @@ def with_neural(names: tuple[str, ...], past: Past, fitted: int) -> Floats | Non
     try:
         with tempfile.TemporaryDirectory() as directory:
             version = fit(some.until(fitted), few, shape, Path(directory), timeout_s=FIT_TIMEOUT_S)
-            said = predict(version, some, few, shape, timeout_s=FIT_TIMEOUT_S)
+            said = predict(version, some, few)
     except ForecastError as error:
         print(f"NeuralProphet: {error}")
         return None

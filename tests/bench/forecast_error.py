@@ -69,7 +69,7 @@ def judge(past: Past) -> tuple[dict[str, Floats], Floats, float]:
         shape = Shape(steps=STEPS, quantiles=QUANTILES)
         version = fit(past.until(begin), names, shape, Path(directory), timeout_s=FIT_TIMEOUT_S)
         fitted_s = time.monotonic() - began_s
-        neural_values = predict(version, past, names, shape, timeout_s=FIT_TIMEOUT_S)
+        neural_values = predict(version, past, names)
     forecasters = [*(each.name for each in SIMPLE), neural.NAME]
     accuracy = Accuracy(len(past.counts), forecasters, [1, 3, 6], QUANTILES, fade=0.99)
     said: dict[str, list[Floats]] = {name: [] for name in [*forecasters, ETS, CHOSEN]}
