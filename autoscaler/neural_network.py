@@ -79,9 +79,9 @@ class Network:
         if buckets < lags:
             return found
         # [buckets + steps, quantiles]: the same for all series.
-        steady = self.trend + sum(
-            _fourier(begin_s + step_s * np.arange(buckets + steps), each) @ each.weights.T for each in self.seasons
-        )
+        steady = np.tile(self.trend, (buckets + steps, 1))
+        for each in self.seasons:
+            steady += _fourier(begin_s + step_s * np.arange(buckets + steps), each) @ each.weights.T
         # What is expected without them is taken from the lags; the network sees what differs.
         differs = np.lib.stride_tricks.sliding_window_view(values - steady[:buckets, 0], lags, axis=1)
         coming = np.lib.stride_tricks.sliding_window_view(steady[lags:], steps, axis=0).transpose(0, 2, 1)
