@@ -24,7 +24,7 @@ from deployments.types import AdapterRef, EmbedRequest, GenerateRequest, ModelSp
 from deployments.vllm_calls import LOOK_PERIOD_S
 from deployments.vllm_engine import VllmEngine
 from deployments.wire import TokenDelta
-from tests.support.pools import engine_processes, running_pool, until
+from tests.support.pools import engine_processes, has_a_worker, running_pool, until
 from tests.support.service import ADAPTERS, CHAT_MODEL, EMBEDDING_MODEL, MODELS, ROOT
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -243,7 +243,7 @@ async def test_an_engine_ends_with_its_replica(pool: ProcessPool, moment: str, e
 async def test_a_client_that_is_cancelled_in_the_middle_of_a_start_leaves_nothing(pool: ProcessPool) -> None:
     engine = VllmEngine(CHAT, pool.address)
     start = asyncio.ensure_future(engine.start())
-    await until(lambda: len(engine_processes(pool)) == 3)  # the worker is there, its model is not
+    await until(lambda: has_a_worker(pool))  # and its model has not
     start.cancel()
     await asyncio.gather(start, return_exceptions=True)
     await until(lambda: engine_processes(pool) == [])
@@ -264,7 +264,7 @@ async def test_a_client_that_ends_before_it_has_read_all_leaves_nothing(
     monkeypatch.setattr(ForkedEngine, "__init__", noted)
     engine = VllmEngine(CHAT, pool.address)
     start = asyncio.ensure_future(engine.start())
-    await until(lambda: len(engine_processes(pool)) == 3)
+    await until(lambda: has_a_worker(pool))
     line = made[0]._writer.transport
     line.pause_reading()  # type: ignore[attr-defined]
     await until(lambda: unread_bytes(line.get_extra_info("socket").fileno()) > 0)
@@ -283,7 +283,7 @@ def unread_bytes(descriptor: int) -> int:
 async def test_a_process_killed_in_the_middle_of_a_start_fails_it(pool: ProcessPool, victim: Any) -> None:
     engine = VllmEngine(CHAT, pool.address)
     start = asyncio.ensure_future(engine.start())
-    await until(lambda: len(engine_processes(pool)) == 3)
+    await until(lambda: has_a_worker(pool))
     victim(engine_processes(pool)).kill()
     with pytest.raises(EngineStartError):
         await asyncio.wait_for(start, 60)

@@ -51,11 +51,23 @@ def engine_processes(pool: ProcessPool | PoolAddress, log_end: str = "") -> list
     for process in psutil.process_iter():
         try:
             file = str(Path(f"/proc/{process.pid}/fd/1").readlink())
-        except OSError:
+            lives = process.status() != psutil.STATUS_ZOMBIE
+        except (OSError, psutil.NoSuchProcess):
             continue
-        if file.startswith(start) and file.endswith(log_end) and process.status() != psutil.STATUS_ZOMBIE:
+        if lives and file.startswith(start) and file.endswith(log_end):
             found.append(process)
     return sorted(found, key=lambda process: process.pid)
+
+
+def has_a_worker(pool: ProcessPool) -> bool:
+    """Whether an engine's worker has come.
+
+    Three processes don't tell: what the core asks the system for is for a moment a process like it.
+    """
+    try:
+        return any(process.cmdline()[:1] == ["VLLM::Worker"] for process in engine_processes(pool))
+    except psutil.NoSuchProcess:
+        return False
 
 
 async def until(holds: Callable[[], bool], timeout_s: float = 60.0) -> None:
