@@ -206,7 +206,7 @@ class SequenceCarrier:
         response = None
         try:
             response = self._pool.replicas.generate.remote(ask)
-            await response
+            await self._pool.placements.answer(attempt_id, response)
             await self._last_tokens()
         except BaseException as error:
             # Also when its client has gone: the replica must not go on for nobody.
@@ -264,7 +264,7 @@ class SequenceCarrier:
         self._pool.placements.watch(round_id, ask["model_id"], lambda: None)
         response = self._pool.replicas.generate.remote(ask)
         try:
-            await response
+            await self._pool.placements.answer(round_id, response)
             return {"replica_id": self._pool.placements.replica_of(round_id), "avoid_id": place.get("avoid_id")}
         except BaseException:
             # Cancelled too: nobody would come for what the target computes.

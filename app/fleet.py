@@ -47,6 +47,8 @@ class Fleet:
         # What was last heard of each model, for when there is no replica.
         self._described: dict[str, EngineDescription] = {}
         self._looking: asyncio.Task[None] | None = None
+        # Those that have stopped to be heard of, and that Ray has not given up yet.
+        self._silent: set[str] = set()
 
     @property
     def size(self) -> int:
@@ -68,11 +70,15 @@ class Fleet:
 
     def hear(self, news: ReplicaNews) -> None:
         """Take what a replica says of itself."""
+        self._silent.discard(news.replica_id)
         self._view.hear(news, time.monotonic())
 
-    def lose(self, replica_id: str) -> None:
-        """Expect nothing more of a replica whose connection has ended."""
+    def lose(self, replica_id: str, *, silently: bool) -> None:
+        """Expect nothing more of a replica whose connection has ended; ``silently`` nor that its calls will end."""
         self._view.lose(replica_id)
+        if silently:
+            self._silent.add(replica_id)
+            self._placements.silent(replica_id)
 
     def lose_engine(self, replica_id: str | None, model_id: str) -> None:
         """Expect nothing of a replica's engine that has died until the replica says more."""
@@ -83,7 +89,7 @@ class Fleet:
 
         ``cost.per_token_s`` is what a token of the prompt costs that need not be computed.
         """
-        if len(self._view) < 2:  # noqa: PLR2004 - there is no choice
+        if self.size < 2:  # noqa: PLR2004 - there is no choice
             return None
         model_id = ask["model_id"]
         adapter = ask.get("adapter")
@@ -152,8 +158,8 @@ class Fleet:
         await asyncio.gather(*(method.remote(command) for command in commands))
 
     def _everywhere(self) -> list[Place]:
-        """Return a place for each replica; before any is known, for whichever Serve takes."""
-        return [_only(replica_id) for replica_id in sorted(self._there())] or [{}]
+        """Return a place for each replica that may answer; before any is known, for whichever Serve takes."""
+        return [_only(replica_id) for replica_id in sorted(self._there() - self._silent)] or [{}]
 
     def _there(self) -> frozenset[str]:
         return self._placements.replica_ids(str(self._replicas.deployment_id))
@@ -163,6 +169,7 @@ class Fleet:
             there = self._there()
             for left in set(self._view.ids()) - there:
                 self._view.lose(left)
+            self._silent &= there
             now_s = time.monotonic()
             silent = [replica_id for replica_id in there if self._view.is_silent(replica_id, now_s)]
             await asyncio.gather(*(self._ask_for_news(replica_id, reply_to) for replica_id in silent))
@@ -232,7 +239,7 @@ class Fleets:
         if news.pool in self._fleets:
             self._fleets[news.pool].hear(news)
 
-    def lose(self, last: ReplicaNews) -> None:
+    def lose(self, last: ReplicaNews, *, silently: bool) -> None:
         """See ``streams.NewsAudience``."""
         if last.pool in self._fleets:
-            self._fleets[last.pool].lose(last.replica_id)
+            self._fleets[last.pool].lose(last.replica_id, silently=silently)

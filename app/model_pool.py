@@ -161,15 +161,17 @@ async def embedded(ask: EmbedRequest, pool: ModelPool) -> Embedding:
     while True:
         attempt += 1
         span = current_record().span.child("attempt", "client", flashserve__attempt=attempt)
+        pool.placements.watch(ask["stream_id"], ask["model_id"], lambda: None)
         response = pool.replicas.embed.remote({**ask, "traceparent": span.traceparent} if span else ask)
         try:
             with span:
-                return await response
+                return await pool.placements.answer(ask["stream_id"], response)
         except (Exception, asyncio.CancelledError) as error:
             if is_stopped(error):
                 raise
             wait_s = failures.wait_s(error, delivered=0)
         finally:
+            pool.placements.forget(ask["stream_id"])
             response.cancel()
         await asyncio.sleep(wait_s)
 

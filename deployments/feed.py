@@ -5,6 +5,7 @@ noticing that a gateway went away. Does not cover: the gateway's end (``app.stre
 """
 
 import asyncio
+import socket
 from collections.abc import Callable
 
 from deployments.errors import FeedError
@@ -12,6 +13,8 @@ from deployments.types import ReplyTo
 from deployments.wire import Hello, ReplicaNews, TokenDelta, encode_deltas, encode_hello, encode_news
 
 CONNECT_TIMEOUT_S = 5.0
+# A gateway whose machine answers nothing for so long is gone; who only reads slowly answers.
+UNANSWERED_S = 10.0
 
 
 class GatewayFeed:
@@ -119,5 +122,7 @@ async def _connect(address: str, reply_to: ReplyTo) -> GatewayFeed:
         raise FeedError(address, f"no answer within {CONNECT_TIMEOUT_S:g} s") from error
     except OSError as error:
         raise FeedError(address, str(error)) from error
+    connection: socket.socket = writer.get_extra_info("socket")
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * UNANSWERED_S))
     writer.write(encode_hello(Hello(reply_to["key"])))
     return GatewayFeed(address, reader, writer)

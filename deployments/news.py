@@ -15,10 +15,8 @@ from deployments.feed import GatewayFeed
 from deployments.lifecycle import EngineLifecycle
 from deployments.residents import Residents
 from deployments.types import EngineDescription
-from deployments.wire import EngineNews, ReplicaNews
+from deployments.wire import HEARTBEAT_S, EngineNews, ReplicaNews
 
-# Silence would look like death.
-HEARTBEAT_S = 1.0
 # Engines are asked for their adapters this often, if any was used.
 LOOK_S = 1.0
 # Changes that come together are told together.

@@ -1,13 +1,19 @@
 """Where Serve calls of this process run, and which replicas are going: what Serve's router knows and handles don't say.
 
-Covers: one process's calls for sequences, by their attempts. Does not cover: choosing a replica (``router``), what to
-do about one that goes (the gateway's ``carrier``). Serve makes the router, so the two meet at a name of this module.
+Covers: one process's calls for sequences, by their attempts; not waiting for a replica that has fallen silent. Does
+not cover: choosing a replica (``router``), what to do about one that goes (the gateway's ``carrier``), noticing silence
+(its ``streams``). Serve makes the router, so the two meet at a name of this module.
 """
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from deployments.errors import FeedError
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -15,6 +21,7 @@ class _Watched:
     model_id: str
     on_going: Callable[[], None]
     replica_id: str | None = None
+    is_silent: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Placements:
@@ -34,6 +41,30 @@ class Placements:
     def forget(self, attempt_id: str) -> None:
         """Stop watching; harmless for an attempt that isn't watched."""
         self._watched.pop(attempt_id, None)
+
+    async def answer(self, attempt_id: str, call: Awaitable[T]) -> T:
+        """Return what a watched attempt's call returns, or raise what it raises.
+
+        Raises:
+            FeedError: the replica that it runs on has fallen silent.
+        """
+        watched = self._watched[attempt_id]
+        answering = asyncio.ensure_future(_result(call))
+        silence = asyncio.ensure_future(watched.is_silent.wait())
+        try:
+            await asyncio.wait((answering, silence), return_when=asyncio.FIRST_COMPLETED)
+            if not answering.done():
+                raise FeedError(str(watched.replica_id), "the replica has fallen silent")
+            return answering.result()
+        finally:
+            answering.cancel()
+            silence.cancel()
+
+    def silent(self, replica_id: str) -> None:
+        """Say that nothing is heard of a replica any more: whoever waits for it waits in vain."""
+        for watched in self._watched.values():
+            if watched.replica_id == replica_id:
+                watched.is_silent.set()
 
     def replica_of(self, attempt_id: str) -> str | None:
         """Return where a watched attempt runs; None while that isn't known."""
@@ -81,6 +112,10 @@ class Placements:
 
     def __repr__(self) -> str:
         return f"<Placements {len(self._watched)} attempts, {self._replicas!r}>"
+
+
+async def _result(call: Awaitable[T]) -> T:
+    return await call
 
 
 PLACEMENTS = Placements()

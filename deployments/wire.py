@@ -13,6 +13,8 @@ import msgspec
 
 _LENGTH = struct.Struct(">I")
 MAX_FRAME_BYTES = 64 * 1024 * 1024
+# A replica sends news this often, if nothing else: silence would look like death.
+HEARTBEAT_S = 1.0
 # What a delta without tokens asks of the gateway: to take the stream to another replica; to do so if it is quicker
 # there than waiting for the stream's end, because another model waits for its room.
 MOVE = "move"

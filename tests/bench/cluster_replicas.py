@@ -74,7 +74,7 @@ class Gateway:
         if engine is not None and engine.in_hand:
             self.busy(news.replica_id)
 
-    def lose(self, last: ReplicaNews) -> None:
+    def lose(self, last: ReplicaNews, *, silently: bool) -> None:
         """See ``NewsAudience.lose``."""
 
     def busy(self, replica_id: str) -> None:

@@ -47,6 +47,15 @@ async def test_nor_is_a_replica(pool: Pool, client: RemoteEngineClient) -> None:
     assert len(pool.replicas) == 2
 
 
+async def test_nor_is_a_replica_that_nothing_reaches_any_more(pool: Pool, client: RemoteEngineClient) -> None:
+    reading = await Reading(client).read(at_least=10)
+    pool.cut_off()
+    await reading.read()
+    assert reading.token_ids == {0: reading.whole()}
+    assert len(pool.asked) == 2
+    assert pool.asked[1]["stream_id"] == pool.asked[0]["stream_id"] + "~2"
+
+
 async def test_nor_are_many_of_both(pool: Pool, client: RemoteEngineClient) -> None:
     reading = Reading(client, n=3, temperature=1.0)
     for at_least in range(5, 55, 5):
@@ -205,3 +214,26 @@ async def test_prompts_are_pooled_again(pool: Pool, client: RemoteEngineClient) 
     [output] = [output async for output in outputs]
     assert output.outputs.data.tolist() == [4.0]
     assert len(pool.engines) == 2
+
+
+async def test_and_by_another_replica_where_nothing_reaches_the_one(pool: Pool, client: RemoteEngineClient) -> None:
+    asked = asyncio.Event()
+
+    class Unreachable(FakeEngine):
+        async def embed(self, request: Any) -> Any:
+            if len(pool.engines) == 1:
+                asked.set()
+                await asyncio.Future()
+            return await super().embed(request)
+
+    await pool.replace_engines(Unreachable)
+
+    async def pooled() -> list[Any]:
+        prompt = {"type": "token", "prompt_token_ids": [2, 4, 6]}
+        return [output async for output in client.encode(prompt, PoolingParams(task="embed"), "request")]
+
+    pooling = asyncio.ensure_future(pooled())
+    await asked.wait()
+    pool.cut_off()
+    [output] = await pooling
+    assert output.outputs.data.tolist() == [4.0]

@@ -52,6 +52,11 @@ class Call:
     def lose(self, error: Exception) -> None:
         self._outcome.set_exception(error)
 
+    def go_unheard(self) -> None:
+        """However it ends, nobody is told."""
+        self.task.remove_done_callback(self._done)
+        self.task.cancel()
+
     def _done(self, task: "asyncio.Task[Any]") -> None:
         if self._outcome.done():
             return
@@ -156,6 +161,15 @@ class Pool:
         await self.replicas[-1].close()
         self.leaving.add(len(self.replicas) - 1)
         self.begin()
+
+    def cut_off(self) -> None:
+        """As nothing reaches a replica any more: no call ends, until the gateway notices that it is silent."""
+        for call in self.calls:
+            if not call.task.done():
+                call.go_unheard()
+        number = len(self.replicas) - 1
+        self.begin()
+        self.placements.silent(str(number))
 
 
 @asynccontextmanager

@@ -1,13 +1,14 @@
 """Machines on one machine: nodes of a Ray cluster with processes and disks of their own, which can be lost at once.
 
 Each is a process namespace with a mount namespace in which the directories of the application's storage are its own,
-which takes root, or a kernel that gives such namespaces to everybody. Memory, processors and the network are shared.
+which takes root, or a kernel that gives such namespaces to everybody. Memory and processors are shared, and so is the
+network unless they have one (``network``).
 """
 
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ import httpx
 import psutil
 import yaml
 
+from tests.support.network import HOST, Network
 from tests.support.ray_head import RayHead, command, free_port, ray_head
 from tests.support.service import Service, clean_environment, serve_config, wait_until_there
 
@@ -33,10 +35,11 @@ def can_be_played() -> bool:
 
 @dataclass
 class Machine:
-    """A node with one processor to reserve; ``process`` holds all others of it."""
+    """A node with one processor to reserve; ``process`` holds all others of it, ``address`` is its own in a network."""
 
     process: subprocess.Popen[bytes]
     directory: Path
+    address: str | None
 
     def lose(self) -> None:
         """End all its processes at once, as when the power goes."""
@@ -48,16 +51,25 @@ class Machine:
 class Machines:
     """A cluster whose head has gateways and no engines."""
 
-    def __init__(self, service: Service, head: RayHead, root: Path, running: ExitStack) -> None:
+    def __init__(
+        self, service: Service, head: RayHead, root: Path, running: ExitStack, network: Network | None
+    ) -> None:
         self.service = service
         self.head = head
         self._root = root
         self._running = running
+        self._network = network
         self._joined = 0
 
-    def join(self) -> Machine:
-        """Add a node whose disk and memory hold nothing; return when Ray runs on it."""
+    def join(self, cut_from: Sequence[Machine] = ()) -> Machine:
+        """Add a node whose disk and memory hold nothing; return when Ray runs on it.
+
+        In a network, it can't reach those that it is ``cut_from``, from its beginning.
+        """
         self._joined += 1
+        address, within = self._network.add() if self._network else (None, [])
+        for other in cut_from:
+            self._cut(address, other.address)
         own = self._root / f"machine-{self._joined}"
         for tier in TIERS:
             (own / tier).mkdir(parents=True)
@@ -66,18 +78,29 @@ class Machines:
         start = (
             f"exec {command('ray')} start --block --address={self.service.ray_address} --num-cpus=1 {ports}"
             " --min-worker-port=0 --max-worker-port=0 --disable-usage-stats"
+            f"{f' --node-ip-address={address}' if address else ''}"
         )
         log = self._running.enter_context((own / "log.txt").open("wb"))
         process = subprocess.Popen(
-            [*NAMESPACES, "bash", "-c", f"{mounts} && {start}"],
+            [*within, *NAMESPACES, "bash", "-c", f"{mounts} && {start}"],
             env=self.service.environment, cwd=own, start_new_session=True, stdout=log, stderr=subprocess.STDOUT,
         )  # fmt: skip
-        machine = Machine(process, own)
+        machine = Machine(process, own, address)
         self._running.callback(_end, machine)
         # One after the other: Ray looks for free ports and then takes them.
         log_file = own / "log.txt"
         wait_until_there(lambda: "runtime started" in log_file.read_text(), psutil.Process(process.pid), "a machine")
         return machine
+
+    def cut(self, machine: Machine) -> None:
+        """Let nothing through between a machine and the head."""
+        self._cut(HOST, machine.address)
+
+    def _cut(self, one: str | None, other: str | None) -> None:
+        assert self._network is not None, "these machines have no network of their own"
+        assert one is not None
+        assert other is not None
+        self._network.cut(one, other)
 
     def restart_head(self) -> None:
         """Lose the head, and start it again where it was."""
@@ -114,8 +137,8 @@ def _end(machine: Machine) -> None:
 
 
 @contextmanager
-def machines(**of_the_head: str) -> Iterator[Machines]:
-    """A head, with more in its environment, to which machines join; all end with it."""
+def machines(network: Network | None = None, **of_the_head: str) -> Iterator[Machines]:
+    """A head, with more in its environment, to which machines join, in ``network``; all end with it."""
     surroundings = clean_environment()
     with tempfile.TemporaryDirectory(prefix="fs-", dir="/tmp") as name, ExitStack() as running:
         directory = Path(name) / "application"
@@ -123,9 +146,14 @@ def machines(**of_the_head: str) -> Iterator[Machines]:
             (directory / tier).mkdir(parents=True)
         head = running.enter_context(
             # One that comes back must not see the machines' processes: it would take the cluster for running.
-            ray_head(surroundings | of_the_head, "--num-cpus=0", "--resources", '{"gateway": 1}', within=NAMESPACES)
+            ray_head(
+                surroundings | of_the_head,
+                *("--num-cpus=0", "--resources", '{"gateway": 1}'),
+                within=NAMESPACES,
+                host=HOST if network else None,
+            )
         )
         wait_until_there(lambda: httpx.get(head.dashboard).status_code > 0, head.process, "the Ray dashboard")
         url = f"http://127.0.0.1:{free_port()}"
         service = Service(url, head.address, head.dashboard, head.process, surroundings, directory, head.logs)
-        yield Machines(service, head, Path(name), running)
+        yield Machines(service, head, Path(name), running, network)

@@ -31,10 +31,15 @@ class RayHead:
     process: psutil.Process
 
     def __init__(
-        self, directory: Path, environment: Mapping[str, str], options: Sequence[str], within: Sequence[str]
+        self,
+        directory: Path,
+        environment: Mapping[str, str],
+        options: Sequence[str],
+        within: Sequence[str] = (),
+        host: str | None = None,
     ) -> None:
         port, dashboard_port = free_port(), free_port()
-        self.address, self.dashboard = f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard_port}"
+        self.address, self.dashboard = f"{host or '127.0.0.1'}:{port}", f"http://127.0.0.1:{dashboard_port}"
         self._directory = directory
         self.logs = directory / "session_latest" / "logs"
         self._environment = dict(environment)
@@ -43,7 +48,7 @@ class RayHead:
         self._command = [
             *within, command("ray"), "start", "--head", "--block", f"--port={port}",
             f"--dashboard-port={dashboard_port}", f"--temp-dir={directory}", "--disable-usage-stats",
-            *(options or ("--num-cpus=8",)),
+            *([f"--node-ip-address={host}"] if host else []), *(options or ("--num-cpus=8",)),
         ]  # fmt: skip
         self.start()
 
@@ -80,11 +85,16 @@ class RayHead:
 
 
 @contextmanager
-def ray_head(environment: Mapping[str, str], *options: str, within: Sequence[str] = ()) -> Iterator[RayHead]:
-    """A Ray head of its own, with these options of ``ray start`` beside what a head needs; run by ``within``."""
+def ray_head(
+    environment: Mapping[str, str], *options: str, within: Sequence[str] = (), host: str | None = None
+) -> Iterator[RayHead]:
+    """A Ray head of its own, with these options of ``ray start`` beside what a head needs; run by ``within``.
+
+    ``host`` is its address for the others of its cluster, if not the one that Ray finds.
+    """
     # Short, because a Unix socket's path must be.
     directory = Path(tempfile.mkdtemp(prefix="fs-", dir="/tmp"))
-    head = RayHead(directory, environment, options, within)
+    head = RayHead(directory, environment, options, within, host)
     try:
         yield head
     finally:

@@ -5,10 +5,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from app.streams import TokenStreams
+from app import streams as gateways_end
+from app.streams import MISSED_HEARTBEATS, TokenStreams
 from deployments.errors import FeedError
 from deployments.feed import Feeds
-from deployments.wire import TokenDelta
+from deployments.wire import ReplicaNews, TokenDelta
 from tests.support.feeds import Collector
 
 
@@ -109,3 +110,64 @@ async def test_a_gateway_that_is_not_there_is_an_error_and_not_for_ever(streams:
     await streams.listen("127.0.0.1")
     assert not (await feeds.open(streams.reply_to)).lost
     feeds.close()
+
+
+class Audience:
+    """Counts news, and keeps who was lost and whether silently."""
+
+    def __init__(self) -> None:
+        self.heard = 0
+        self.lost: list[tuple[str, bool]] = []
+        self.changed = asyncio.Event()
+
+    def hear(self, _: ReplicaNews) -> None:
+        self.heard += 1
+        self.changed.set()
+
+    def lose(self, last: ReplicaNews, *, silently: bool) -> None:
+        self.lost.append((last.replica_id, silently))
+        self.changed.set()
+
+
+def news_of(replica_id: str) -> ReplicaNews:
+    return ReplicaNews("pool", replica_id, {}, [], 0)
+
+
+@pytest.fixture
+async def audience(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Audience, TokenStreams]]:
+    """Of a gateway with a faster heart."""
+    monkeypatch.setattr(gateways_end, "HEARTBEAT_S", 0.02)
+    heard = Audience()
+    gateway = TokenStreams(heard)
+    await gateway.listen("127.0.0.1")
+    yield heard, gateway
+    gateway.close()
+
+
+async def test_a_replica_that_falls_silent_is_lost(audience: tuple[Audience, TokenStreams]) -> None:
+    heard, gateway = audience
+    feeds, lost = Feeds(), asyncio.Event()
+    feed = await feeds.open(gateway.reply_to)
+    feed.on_lost(lost.set)
+    feed.tell(news_of("silent"))
+    async with asyncio.timeout(10):
+        await lost.wait()
+    assert heard.lost == [("silent", True)]
+
+
+async def test_one_that_goes_on_or_ends_in_order_is_not(audience: tuple[Audience, TokenStreams]) -> None:
+    heard, gateway = audience
+    talking, ending, mute = Feeds(), Feeds(), Feeds()
+    feed, other = await talking.open(gateway.reply_to), await ending.open(gateway.reply_to)
+    # From which no news have come, none are missed.
+    unheard_of = await mute.open(gateway.reply_to)
+    other.tell(news_of("ending"))
+    ending.close()
+    async with asyncio.timeout(10):
+        while heard.heard < 3 * MISSED_HEARTBEATS:
+            feed.tell(news_of("talking"))
+            await asyncio.sleep(gateways_end.HEARTBEAT_S)
+    assert heard.lost == [("ending", False)]
+    assert not unheard_of.lost
+    talking.close()
+    mute.close()
