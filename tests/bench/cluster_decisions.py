@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 from cluster_decisions_plot import plot
-from report import RESULTS_DIR, Result, Target, make_report, median_result, print_report, write_report
+from report import RESULTS_DIR, Result, Target, make_report, median_result, print_report, wide_console, write_report
 
 from app.fleet import Fleet
 from app.migration import ResumeCost
@@ -68,7 +68,13 @@ def main() -> int:
     options = parser.parse_args()
     results: list[Result] = []
     curves: dict[str, Curve] = {}
+    console, begun_s = wide_console(), time.monotonic()
+
+    def progress(what: str) -> None:
+        console.print(f"{time.monotonic() - begun_s:5.0f} s  {what}", highlight=False)
+
     for size in SIZES:
+        progress(f"choices and plans of {size:,} replicas")
         target = size == SIZES[-1]
         choices_ms, news_ms = choosing_ms(size)
         shape = f"{size:,} replicas x {size:,} models x {size * ADAPTERS:,} adapters"
@@ -85,6 +91,7 @@ def main() -> int:
         curves.setdefault("plan, first, s", {})[size] = first_s
         curves.setdefault("plan, each second, s", {})[size] = float(np.median(ticks_s))
     for models in (*REPLAYED, WHOLE) if options.full else REPLAYED:
+        progress(f"a day of {models:,} models")
         took_s, gpus, requests = replaying_s(models)
         name = f"replay of a day, {models:,} models, {requests:,} requests, {gpus:.0f} GPUs on the mean"
         results.append(Result(name, took_s, "s", (took_s,), REPLAY if models == WHOLE else None))

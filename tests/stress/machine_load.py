@@ -37,7 +37,7 @@ async def embedded(client: AsyncOpenAI) -> list[float]:
 async def under_load(
     client: AsyncOpenAI, expected: dict[tuple[str, str], str], until_done: asyncio.Event
 ) -> list[float]:
-    """Ask again and again, several at once; returns what each answer took, which all have to be as expected."""
+    """Ask again and again, several at once; returns what each pair of answers took, all as expected."""
     asks = list(expected)
     vector = await embedded(client)
     took_s = []
@@ -48,8 +48,8 @@ async def under_load(
             name, prompt = asks[(number + answered) % len(asks)]
             begin_s = time.monotonic()
             assert await said(client, name, prompt) == expected[name, prompt]
-            took_s.append(time.monotonic() - begin_s)
             assert await embedded(client) == pytest.approx(vector, abs=1e-5)
+            took_s.append(time.monotonic() - begin_s)
             answered += 1
 
     await asyncio.gather(*(one(number) for number in range(AT_ONCE)))
