@@ -4,23 +4,22 @@ import asyncio
 import time
 from collections.abc import Iterator
 
+import psutil
 import pytest
 
 from tests.stress.machine_load import (
-    AT_ONCE,
     COMES_WITHIN_S,
     NAMES,
     PROMPTS,
     metric,
     openai_client,
     said,
-    streams,
     under_load,
     with_snapshots,
 )
-from tests.support.machines import Machines, can_be_played, machines
+from tests.support.machines import Machine, Machines, can_be_played, machines
 from tests.support.network import can_be_networked, network
-from tests.support.service import demo_args
+from tests.support.service import demo_args, title
 from tests.support.waiting import until
 
 pytestmark = [
@@ -29,8 +28,9 @@ pytestmark = [
 ]
 
 REPLICAS = 2
-# What a gateway may take to see that a node is silent, and the rest of an answer elsewhere.
-LONGEST_S = 40.0
+# What a gateway may take to see that a node is silent, and to go on elsewhere; Ray takes about a minute.
+SOON_S = 25.0
+LOOKED_AT_S = 0.5
 
 
 @pytest.fixture(scope="module")
@@ -55,23 +55,30 @@ async def test_nodes_apart_and_one_that_falls_silent(cluster: Machines) -> None:
     assert metric(cluster, "ray_flashserve_fetched_bytes_total", origin="peer") == 0
 
     done = asyncio.Event()
+    done.set()
+    undisturbed_s = max(await under_load(client, expected, done))
+    done.clear()
     load = asyncio.create_task(under_load(client, expected, done))
-    await asyncio.to_thread(until, lambda: streams(cluster) >= AT_ONCE // 2, COMES_WITHIN_S)
-    undisturbed_s = max(await under_load(client, expected, done_already()))
+    await asyncio.to_thread(until, lambda: computes(second), COMES_WITHIN_S)
     cluster.cut(second)
-    cut_s = time.monotonic()
-    while time.monotonic() - cut_s < 2 * LONGEST_S:
-        await asyncio.sleep(1.0)
-        if load.done():
-            break
+    await asyncio.to_thread(until, lambda: resumes(cluster) > 0, COMES_WITHIN_S)
     done.set()
     longest_s = max(await load)
     print(f"answers took {undisturbed_s:.1f} s at most, and {longest_s:.1f} s when a node fell silent")
-    assert metric(cluster, "ray_flashserve_stream_resumes_total") > 0
-    assert longest_s < LONGEST_S
+    assert longest_s < undisturbed_s + SOON_S
 
 
-def done_already() -> asyncio.Event:
-    event = asyncio.Event()
-    event.set()
-    return event
+def resumes(cluster: Machines) -> float:
+    return metric(cluster, "ray_flashserve_stream_resumes_total")
+
+
+def computes(machine: Machine) -> bool:
+    """Whether an engine there is at work."""
+
+    def worked_s() -> float:
+        below = psutil.Process(machine.process.pid).children(recursive=True)
+        return sum(sum(each.cpu_times()[:2]) for each in below if title(each).startswith("VLLM::Worker"))
+
+    before_s = worked_s()
+    time.sleep(LOOKED_AT_S)
+    return worked_s() - before_s > LOOKED_AT_S / 4
