@@ -125,13 +125,12 @@ async def test_requests_for_an_adapter_go_where_it_is(setup: Setup, monkeypatch:
         setup.streams.expect(name, collector)
         ask = generate_request(setup.streams, name)
         await setup.replicas[name].generate(ask | {"adapter": adapter})  # type: ignore[typeddict-item]
-    # Without sending: what was sent would be taken to be there.
     view = setup.fleets.of("pool")._view
-    async with asyncio.timeout(10):
-        for name, adapter in adapters.items():
+    for name, adapter in adapters.items():
+        # Without sending: what was sent would be taken to be there.
+        async with asyncio.timeout(10):
             while view.best("fake", time.monotonic(), {}, adapter_key(adapter["digest"])) != [name]:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
-    for name, adapter in adapters.items():
         ask = generate_request(setup.streams, "next")
         assert setup.choose(ask | {"adapter": adapter}) == {"replica_id": name}  # type: ignore[typeddict-item]
 
