@@ -136,6 +136,8 @@ def notes(options: argparse.Namespace, size_bytes: int, load: Sequence[float]) -
             f"{options.adapters} adapters, {SLOTS} slots, all in the host cache; in each of {options.rounds} rounds "
             f"{options.requests} requests of {INPUT_TOKENS} tokens in, {OUTPUT_TOKENS} out, {CONCURRENCY} at a time"
         )
+    if "own" in options.only:
+        yield "engines of tenants' own and what they are compared with compute in float32, in twice the bytes"
     yield f"load of the machine when it began: {load[0]:.1f} over one minute, {load[1]:.1f} over five"
 
 

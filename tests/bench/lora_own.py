@@ -2,7 +2,8 @@
 
 Memory is what all processes together have more of (PSS) once the second engine has answered, with everybody's engine
 there already: what they share counts once. Speed is that of the second engine alone, in turn with one that has a copy
-of the weights, packed as vLLM packs them on a CPU.
+of the weights, packed as vLLM packs them on a CPU. All in float32: a CPU that can't multiply bfloat16 doesn't pack it
+either, so there would be nothing to compare with.
 """
 
 import tempfile
@@ -32,6 +33,7 @@ VOCABULARY = 32_000
 # In each condition of a round; the large model takes minutes for these on two cores, so it has one round.
 REQUESTS = {CHAT_MODEL: 32, LARGE: 16}
 MOST_OF_WEIGHTS = Target(0.2, "max")
+DTYPE = {"dtype": "float32"}
 MB = 1e-6
 
 
@@ -39,12 +41,12 @@ async def measure_own(pool: PoolAddress, rounds: int, samples: Samples, progress
     """Both models one after the other."""
     with tempfile.TemporaryDirectory(dir=MEMORY_DIR) as name:
         directory = Path(name)
-        demo = ModelSpec(CHAT_MODEL, str(MODELS / CHAT_MODEL), ENGINE | {"dtype": "bfloat16"})
+        demo = ModelSpec(CHAT_MODEL, str(MODELS / CHAT_MODEL), ENGINE | DTYPE)
         for each in ("demo", "large"):
             (directory / each).mkdir()
         await _measure(CHAT_MODEL, demo, directory / "demo", pool, rounds, samples, progress)
         with checkpoint(directory / "checkpoint") as path:
-            large = ModelSpec("large", str(path), ENGINE | {"dtype": "bfloat16", "skip_tokenizer_init": True})
+            large = ModelSpec("large", str(path), ENGINE | DTYPE | {"skip_tokenizer_init": True})
             await _measure(LARGE, large, directory / "large", pool, 1, samples, progress)
 
 
