@@ -116,6 +116,7 @@ bench-storage: models ## how fast snapshots reach host memory and engines, besid
 # Needs Python, torch and safetensors only: say make bench-storage-gpu BIN=/path/to/such/a/bin where nothing else is.
 bench-storage-gpu: ## how fast a snapshot gets from host memory to the GPU
 	$(BIN)/python tests/gpu/test_transfer.py
+	$(BIN)/python tests/gpu/test_shared_image.py
 	$(BIN)/python tests/bench/transfer_gpu.py
 
 # uv is needed for this alone: pip can't overrule what packages wrongly declare. Its finder needs to see the CPU build.

@@ -1,12 +1,12 @@
 """A model as it is served, with the engines there may be of it: everybody's, and tenants' own.
 
 A tenant that the model's ``own_engines`` name shares no process with others: its requests are computed in an engine
-that nobody else's reach, from the one copy of the base weights that the node has (isolated functions on a shared
-backbone, ServerlessLoRA, section 4). To everything below the gateway such an engine is a model like any other, with an
-id that no model can be given.
+that nobody else's reach, from the one copy of the base weights that the node or its GPU has (isolated functions on a
+shared backbone, ServerlessLoRA, section 4). To everything below the gateway such an engine is a model like any other,
+with an id that no model can be given.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,7 +42,7 @@ class Entry:
                 self.spec,
                 id=self.engine_id(tenant),
                 adapters=tuple(adapter for adapter in self.spec.adapters if adapter.owner in {None, tenant}),
-                shares_weights=self.spec.device == "cpu",
+                shares_weights=True,
             )
             for tenant in self.own_engines
         }
@@ -50,6 +50,15 @@ class Entry:
     def engines(self) -> list[ModelSpec]:
         """Return all that there may be."""
         return [self.spec, *self.tenants_specs().values()]
+
+
+def everybodys(spec: ModelSpec, own_engines: Collection[str]) -> ModelSpec:
+    """Return what everybody's engine is started with where these tenants have one of their own.
+
+    On a CPU they compute from the node's copy of the weights, which everybody's faster engine has no use for. On a GPU
+    there is no such copy: the weights that they share are those of everybody's engine.
+    """
+    return replace(spec, shares_weights=spec.device != "cpu" and bool(own_engines))
 
 
 def without_adapters(entry: Entry | None) -> Entry | None:

@@ -5,7 +5,7 @@ import re
 
 from app.accepted import AcceptedModels
 from app.config import AppConfig, ModelConfig, PoolConfig, StorageConfig, disk_dir, dram_dir
-from app.entry import Entry
+from app.entry import Entry, everybodys
 from app.errors import ConfigError
 from app.machine import engine_bytes
 from app.names import ADAPTER_NAME, NAME_RULE
@@ -72,7 +72,8 @@ def check_model(model: ModelConfig, pool: PoolConfig, sources: SourceCache, acce
     frontend = model.openai.model_dump(exclude_defaults=True)
     lora_source = absolute(model.lora.source) if model.lora is not None and model.lora.source else ""
     given = model.model_dump(mode="json")
-    return Entry(spec, frontend, pool.name, given, lora_source, own_engines=tuple(sorted(set(model.own_engines))))
+    own_engines = tuple(sorted(set(model.own_engines)))
+    return Entry(everybodys(spec, own_engines), frontend, pool.name, given, lora_source, own_engines=own_engines)
 
 
 def _check_devices(model: ModelConfig, pool: PoolConfig) -> None:

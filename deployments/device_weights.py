@@ -62,9 +62,13 @@ def source_for(directory: Path, file: str, device: torch.device) -> DeviceSource
     """
     from storage.cuda import CudaDevice  # noqa: PLC0415 - only where there is one
 
-    # Settled here: a thread of its own would have a current device of its own.
-    placed = device if device.index is not None else torch.device(device.type, torch.accelerator.current_device_index())
+    placed = on_device(device)
     return _of_this_process.prepare(directory, file, lambda: CudaDevice(placed))
+
+
+def on_device(device: torch.device) -> torch.device:
+    """Return the device with its number, this thread's where it has none; another thread would have another."""
+    return device if device.index is not None else torch.device(device.type, torch.accelerator.current_device_index())
 
 
 def release_source() -> None:
@@ -145,17 +149,3 @@ def _outside(block: torch.Tensor, spans: Iterable[tuple[int, int]]) -> list[torc
     if at < end:
         parts.append(block[at - begin :])
     return parts
-
-
-class _Addressed:
-    """Memory of a device by its address, as torch takes it over from other libraries."""
-
-    def __init__(self, address: int, size_bytes: int) -> None:
-        self.__cuda_array_interface__ = {
-            "shape": (size_bytes,), "typestr": "|u1", "data": (address, False), "version": 3, "strides": None,
-        }  # fmt: skip
-
-
-def memory_at(address: int, size_bytes: int, device: torch.device) -> torch.Tensor:
-    """Return a device's memory as a tensor of uint8: no copy, and nothing keeps it mapped."""
-    return torch.as_tensor(_Addressed(address, size_bytes), device=device)

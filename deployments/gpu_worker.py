@@ -7,6 +7,9 @@ with: copies only. What else lay in the weights' memory (buffers, tables, adapte
 Models whose weights vLLM changes once they are loaded (quantized ones, mixtures of experts) don't have in memory what
 the snapshot has: they sleep by vLLM's own level 1, which copies all weights to the host and back.
 
+Where a tenant has an engine of its own, the engines of the model compute from one copy of the weights
+(``shared_weights``): each lets go of it asleep, and awake again has another's, or copies the snapshot if there is none.
+
 Covers: the worker's half, called by the engine between requests, by the same names as ``cpu_worker``'s. Does not cover:
 memory and names (``device_weights``). Not yet run on a GPU.
 """
@@ -24,9 +27,11 @@ from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 
-from deployments.device_weights import KeptMemory, check_weights, fill, memory_at, release_source, source_for
+from deployments.device_weights import KeptMemory, check_weights, fill, release_source, source_for
 from deployments.os_memory import trim_heap
+from deployments.shared_weights import SharedWeights, shared_weights
 from deployments.snapshot_weights import weights_of
+from storage.cuda import memory_at
 from storage.device_source import DeviceSource
 from storage.weights import rank_file
 
@@ -58,10 +63,14 @@ class SleepingGpuWorker:
             release_source()
             self.sleep(level=1)
             return None
-        weights = named_weights(model)
-        self.flashserve_kept = KeptMemory(self.weights_memory(), weights.values())
+        shared = self.shared_weights()
+        # What is shared lies elsewhere.
+        weights = named_weights(model).values() if shared is None else ()
+        self.flashserve_kept = KeptMemory(self.weights_memory(), weights)
         logger.info("%d bytes beside the snapshot's are kept on the host", self.flashserve_kept.size_bytes)
         self.sleep(level=2)
+        if shared is not None:
+            shared.drop()
         return None
 
     def prepare_wake(self: Any, snapshot: str) -> None:
@@ -85,6 +94,8 @@ class SleepingGpuWorker:
         if self.flashserve_kept is None:
             self.wake_up()
             return {"wake_up_s": time.perf_counter() - begin_s}
+        if (shared := self.shared_weights()) is not None:
+            return self.wake_with(shared, snapshot)
         weights = named_weights(self.get_model())
         source = self.snapshot_source(snapshot)
         check_weights(weights, source)
@@ -103,6 +114,26 @@ class SleepingGpuWorker:
             "registered": float(report.path == "registered"),
         }
 
+    def wake_with(self: Any, shared: SharedWeights, snapshot: str) -> dict[str, float]:
+        """Wake with weights that other engines may have; see ``wake_from``."""
+        begin_s = time.perf_counter()
+        # Before any of vLLM's memory is there: where this has no room, the engine still sleeps.
+        report = shared.bring(Path(snapshot), lambda: self.snapshot_source(snapshot))
+        shared_s = time.perf_counter()
+        self.wake_up(tags=[_WEIGHTS_TAG])
+        self.flashserve_kept.restore()
+        kept_s = time.perf_counter()
+        self.wake_up()
+        self.flashserve_kept = None
+        stages = {
+            "copy_s": shared_s - begin_s,
+            "map_s": kept_s - shared_s,
+            "kv_cache_s": time.perf_counter() - kept_s,
+        }
+        if report is None:
+            return stages
+        return stages | {"transfer_s": report.took_s, "registered": float(report.path == "registered")}
+
     def adapter_ids(self: Any) -> tuple[list[int], list[int]]:
         """Return the ids of the adapters in slots, which vLLM doesn't tell, and of all that are loaded."""
         return [], list(self.list_loras())
@@ -115,6 +146,10 @@ class SleepingGpuWorker:
     def snapshot_source(self: Any, snapshot: str) -> DeviceSource:
         """Return the snapshot's file for this worker's rank, locked or being locked."""
         return source_for(Path(snapshot), rank_file(get_tensor_model_parallel_rank()), self.device)
+
+    def shared_weights(self: Any) -> SharedWeights | None:
+        """Return the weights that this worker's model shares with other engines, if it does."""
+        return shared_weights()
 
     def weights_memory(self: Any) -> list[torch.Tensor]:
         """Return all of the memory that weights were allocated in, and that a sleep gives back."""

@@ -9,6 +9,7 @@ from the directory that the file names once it is there, ``{"build": directory}`
 rank's file into an existing directory, which the caller then describes and commits.
 """
 
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,15 @@ from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
-from deployments.device_weights import fill, source_for
-from deployments.engine_args import SNAPSHOT_FORMAT
+from deployments.device_weights import fill, release_source, source_for
+from deployments.engine_args import SNAPSHOT_FORMAT, shares_weights
+from deployments.gpu_worker import changed_after_loading
+from deployments.shared_weights import scattered, share
 from deployments.snapshot_weights import restore, weights_of
+from storage.device_source import DeviceSource
 from storage.weights import rank_file, write_tensors
+
+logger = logging.getLogger(__name__)
 
 _LOOK_AGAIN_S = 0.002
 
@@ -60,6 +66,7 @@ class SnapshotLoader(BaseModelLoader):
         self._build: str | None = given["build"]
         self._snapshot = Path(given["snapshot"]) if given["snapshot"] else None
         self._snapshot_in = Path(given["snapshot_in"]) if given["snapshot_in"] else None
+        self._shares = False
         self._stock = DefaultModelLoader(LoadConfig(load_format="safetensors"))
 
     def download_model(self, model_config: ModelConfig) -> None:
@@ -67,6 +74,7 @@ class SnapshotLoader(BaseModelLoader):
 
     def load_model(self, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str = "") -> nn.Module:
         """See ``BaseModelLoader``. On a device the snapshot is being locked while the model is made."""
+        self._shares = shares_weights(vllm_config)
         device = torch.device(self.load_config.device or vllm_config.device_config.device)
         if self._snapshot is not None and device.type != "cpu":
             source_for(self._snapshot, rank_file(get_tensor_model_parallel_rank()), device)
@@ -85,10 +93,21 @@ class SnapshotLoader(BaseModelLoader):
             if device.type == "cpu":
                 restore(model, directory, file)
             else:
-                fill(weights_of(model), source_for(directory, file, device))
+                self._fill(model, source_for(directory, file, device), device)
             return
         self._stock.load_weights(model, model_config)
         write_tensors(Path(self._build) / file, weights_of(model))
+
+    def _fill(self, model: nn.Module, source: DeviceSource, device: torch.device) -> None:
+        """Copy the weights to the device, or have those that another engine has copied there."""
+        if not self._shares:
+            fill(weights_of(model), source)
+        elif (reason := changed_after_loading(model) or scattered(model)) is not None:
+            logger.warning("this engine has a copy of the weights for itself: %s", reason)
+            fill(weights_of(model), source)
+        elif share(model, source, device) is None:
+            # Nothing is copied from it, and perhaps never will be.
+            release_source()
 
     def _once_it_is_there(self) -> Path:
         """Wait for the file that names the snapshot's directory: as long as it takes, since who writes it ends us."""

@@ -61,7 +61,8 @@ class ModelSpec:
     # Where the node keeps its adapters as engines compute with them, and how much of them; its own memory if empty.
     adapters_in: str = ""
     adapters_bytes: int = 0
-    # On a CPU: compute from the node's one copy of the weights, slower, instead of from a packed copy of its own.
+    # Compute from one copy of the weights with other engines of the model: on a CPU from the node's, slower than from a
+    # packed copy of its own; on a GPU from the first engine's on that device.
     shares_weights: bool = False
 
     @property

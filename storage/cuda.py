@@ -1,4 +1,7 @@
-"""A CUDA device for ``transfer``; the one file that calls CUDA. Needs torch and nothing else. Not yet run on a GPU."""
+"""CUDA: a device for ``transfer``, and memory for ``shared_image``; the one file that calls it. Not yet run on a GPU.
+
+Needs torch, and for memory that processes share NVIDIA's ``cuda.bindings``, which comes with torch for CUDA.
+"""
 
 from typing import Any
 
@@ -60,3 +63,96 @@ class CudaDevice:
 
     def __repr__(self) -> str:
         return f"<CudaDevice {self._device}, {self.streams} streams>"
+
+
+class CudaMemory:
+    """See ``shared_image.DeviceMemory``: memory of CUDA's virtual memory management, handed on as a file descriptor."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Makes the device's context this thread's, if it isn't. Raises DeviceError."""
+        try:
+            from cuda.bindings import driver  # noqa: PLC0415 - there is none where there is no GPU
+        except ImportError as error:
+            raise DeviceError(
+                str(device), f"memory can't be shared without the package cuda-bindings: {error}"
+            ) from error
+        torch.empty(1, device=device)
+        self.name = f"cuda-{torch.cuda.get_device_properties(device).uuid}"
+        self._device, self._driver = device, driver
+        self._fd_kind = driver.CUmemAllocationHandleType.CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
+        self._properties = driver.CUmemAllocationProp()
+        self._properties.type = driver.CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED
+        self._properties.location = self._location()
+        self._properties.requestedHandleTypes = self._fd_kind
+        recommended = driver.CUmemAllocationGranularity_flags.CU_MEM_ALLOC_GRANULARITY_RECOMMENDED
+        self._granularity_bytes = int(self._call("cuMemGetAllocationGranularity", self._properties, recommended))
+
+    def rounded(self, size_bytes: int) -> int:
+        """See ``DeviceMemory``."""
+        return -(-size_bytes // self._granularity_bytes) * self._granularity_bytes
+
+    def reserve(self, size_bytes: int) -> int:
+        """See ``DeviceMemory``."""
+        return int(self._call("cuMemAddressReserve", size_bytes, self._granularity_bytes, 0, 0))
+
+    def allocate(self, size_bytes: int) -> int:
+        """See ``DeviceMemory``."""
+        handle = self._call("cuMemCreate", size_bytes, self._properties, 0)
+        try:
+            return int(self._call("cuMemExportToShareableHandle", handle, self._fd_kind, 0))
+        finally:
+            self._call("cuMemRelease", handle)
+
+    def map(self, address: int, size_bytes: int, descriptor: int, *, writable: bool) -> None:
+        """See ``DeviceMemory``."""
+        handle = self._call("cuMemImportFromShareableHandle", descriptor, self._fd_kind)
+        try:
+            self._call("cuMemMap", address, size_bytes, 0, handle, 0)
+        finally:
+            # What is mapped stays.
+            self._call("cuMemRelease", handle)
+        flags = self._driver.CUmemAccess_flags
+        access = self._driver.CUmemAccessDesc()
+        access.location = self._location()
+        access.flags = flags.CU_MEM_ACCESS_FLAGS_PROT_READWRITE if writable else flags.CU_MEM_ACCESS_FLAGS_PROT_READ
+        try:
+            self._call("cuMemSetAccess", address, size_bytes, [access], 1)
+        except DeviceError:
+            self._call("cuMemUnmap", address, size_bytes)
+            raise
+
+    def unmap(self, address: int, size_bytes: int) -> None:
+        """See ``DeviceMemory``."""
+        torch.cuda.synchronize(self._device)
+        self._call("cuMemUnmap", address, size_bytes)
+
+    def _location(self) -> Any:
+        location = self._driver.CUmemLocation()
+        location.type = self._driver.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
+        location.id = self._device.index
+        return location
+
+    def _call(self, function: str, *arguments: Any) -> Any:
+        """Return what the driver's function returns, if anything, on this device."""
+        with torch.cuda.device(self._device):
+            status, *values = getattr(self._driver, function)(*arguments)
+        if status != self._driver.CUresult.CUDA_SUCCESS:
+            raise DeviceError(str(self._device), f"{function}: {status.name}")
+        return values[0] if values else None
+
+    def __repr__(self) -> str:
+        return f"<CudaMemory {self.name}>"
+
+
+class _Addressed:
+    """Memory of a device by its address, as torch takes it over from other libraries."""
+
+    def __init__(self, address: int, size_bytes: int) -> None:
+        self.__cuda_array_interface__ = {
+            "shape": (size_bytes,), "typestr": "|u1", "data": (address, False), "version": 3, "strides": None,
+        }  # fmt: skip
+
+
+def memory_at(address: int, size_bytes: int, device: torch.device) -> torch.Tensor:
+    """Return a device's memory as a tensor of uint8: no copy, and nothing keeps it mapped."""
+    return torch.as_tensor(_Addressed(address, size_bytes), device=device)

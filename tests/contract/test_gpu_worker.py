@@ -4,6 +4,9 @@ The stand-in does what vLLM's worker and allocator do (guarded in ``test_vllm_na
 model and nothing else, level 1 saves all weights, both keep addresses. Not a GPU: what CUDA does is not tested here.
 """
 
+import ctypes
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,13 +21,16 @@ from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbed
 
 from deployments.device_weights import SourceOfProcess
 from deployments.gpu_worker import SleepingGpuWorker
-from deployments.snapshot_weights import weights_of
+from deployments.shared_weights import SharedWeights, lay_out, scattered
+from deployments.snapshot_weights import entries_of, weights_of
 from storage.device_source import DeviceSource
 from storage.errors import CorruptSnapshotError, DeviceError
 from storage.fake_device import FakeDevice
 from storage.manifest import MANIFEST_NAME, Origin
+from storage.shared_image import images_directory
 from storage.snapshot import describe_directory
 from storage.weights import rank_file, write_tensors
+from tests.support.host_memory import HostMemory
 
 BLOCK_BYTES = 1 << 16
 GARBAGE = 0xAB
@@ -103,6 +109,7 @@ class StandInWorker(SleepingGpuWorker):
     model_config: Any = field(default_factory=lambda: SimpleNamespace(enable_sleep_mode=True))
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     source_of_process: SourceOfProcess = field(default_factory=SourceOfProcess)
+    shared: SharedWeights | None = None
     saved: dict[str, torch.Tensor] = field(default_factory=dict)
     backup: list[torch.Tensor] = field(default_factory=list)
 
@@ -129,6 +136,9 @@ class StandInWorker(SleepingGpuWorker):
 
     def weights_memory(self) -> list[torch.Tensor]:
         return self.memory.blocks
+
+    def shared_weights(self) -> SharedWeights | None:
+        return self.shared
 
     def snapshot_source(self, snapshot: str) -> DeviceSource:
         return self.source_of_process.prepare(Path(snapshot), rank_file(0), lambda: self.accelerator)
@@ -217,3 +227,110 @@ def test_a_wake_that_fails_can_be_tried_again(tmp_path: Path) -> None:
         worker.wake_from(str(snapshot))
     worker.wake_from(str(snapshot))
     assert torch.equal(answer(worker.model), expected)
+
+
+def host_bytes(address: int, size_bytes: int) -> torch.Tensor:
+    return torch.frombuffer((ctypes.c_char * size_bytes).from_address(address), dtype=torch.uint8)
+
+
+def sharing(snapshot: Path, root: Path, device: HostMemory | None = None) -> StandInWorker:
+    """A worker whose model was loaded with shared weights; it differs from the snapshot's before that."""
+    memory = Memory()
+    worker = StandInWorker(make_model(memory, adapters=True), memory)
+    for weight in weights_of(worker.model).values():
+        weight.zero_()
+    worker.shared = SharedWeights(snapshot, rank_file(0), device or HostMemory(), host_bytes, root)
+    worker.shared.bring(snapshot, lambda: worker.snapshot_source(str(snapshot)))
+    # What loads a model knows no adapters.
+    worker.shared.give(nn.ModuleDict({**dict(worker.model.items()), "first": worker.model["first"].base_layer}))
+    return worker
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    """A snapshot, and where processes with it find each other."""
+    with tempfile.TemporaryDirectory() as root:  # pytest's are too deep for sockets
+        yield write_snapshot(tmp_path / "snapshot", make_model(Memory())), Path(root)
+
+
+def test_engines_that_share_weights_copy_them_once_and_sleep_apart(shared: tuple[Path, Path]) -> None:
+    snapshot, root = shared
+    expected = answer(make_model(Memory(), adapters=True))
+    weights_bytes = sum(weight.nbytes for weight in weights_of(make_model(Memory())).values())
+    workers = [sharing(snapshot, root) for _ in range(2)]
+    where = [addresses(worker.model) for worker in workers]
+    assert [worker.accelerator.copied_bytes for worker in workers] == [weights_bytes, 0]
+    assert all(torch.equal(answer(worker.model), expected) for worker in workers)
+    for first, second in (workers, workers[::-1]):
+        assert first.fall_asleep() is None
+        assert torch.equal(answer(second.model), expected), "another's sleep changes nothing"
+        assert "registered" not in first.wake_from(str(snapshot)), "nothing was copied"
+        assert torch.equal(answer(first.model), expected)
+    for worker in workers:
+        worker.fall_asleep()
+    stages = workers[1].wake_from(str(snapshot))
+    assert stages["registered"] == 1.0, "nobody had them any more"
+    workers[0].wake_from(str(snapshot))
+    assert [worker.accelerator.copied_bytes for worker in workers] == [weights_bytes, weights_bytes]
+    assert all(torch.equal(answer(worker.model), expected) for worker in workers)
+    assert [addresses(worker.model) for worker in workers] == where
+    for worker in workers:
+        worker.fall_asleep()
+
+
+def test_what_is_an_engines_own_is_not_shared(shared: tuple[Path, Path]) -> None:
+    one, other = (sharing(*shared) for _ in range(2))
+    mine, theirs = one.model["first"], other.model["first"]
+    mine.lora_a_stacked[0].fill_(0.5)
+    mine.base_layer.scale.fill_(3.0)
+    assert torch.equal(theirs.lora_a_stacked[0], torch.full((2, 30), 0.25))
+    assert theirs.base_layer.scale.item() == 0.5
+    changed = answer(one.model)
+    one.fall_asleep()
+    one.wake_from(str(shared[0]))
+    assert torch.equal(answer(one.model), changed)
+    for worker in (one, other):
+        worker.fall_asleep()
+
+
+def test_a_wake_that_finds_no_room_sleeps_on(shared: tuple[Path, Path], tmp_path: Path) -> None:
+    snapshot, root = shared
+    device = HostMemory()
+    worker = sharing(snapshot, root, device)
+    expected = answer(worker.model)
+    worker.fall_asleep()
+    worker.calls.clear()
+    device.room_bytes = 0
+    with pytest.raises(DeviceError, match="there are no"):
+        worker.wake_from(str(snapshot))
+    with pytest.raises(CorruptSnapshotError, match="differs in"):
+        worker.wake_from(str(write_snapshot(tmp_path / "wrong", nn.ModuleDict({"first": nn.Linear(3, 4)}))))
+    assert worker.calls == [], "it still sleeps"
+    device.room_bytes = None
+    worker.wake_from(str(snapshot))
+    assert torch.equal(answer(worker.model), expected)
+    worker.fall_asleep()
+
+
+def test_tensors_of_an_image_begin_as_kernels_want_them(shared: tuple[Path, Path]) -> None:
+    layout, size_bytes = lay_out(entries_of(shared[0], rank_file(0)))
+    assert [begin % 256 for *_, begin in layout] == [0] * len(layout)
+    assert layout == lay_out(reversed(entries_of(shared[0], rank_file(0))))[0], "whatever their order in the file"
+    name, shape, dtype, begin = layout[-1]
+    assert size_bytes == begin + torch.Size(shape).numel() * dtype.itemsize, name
+
+
+def test_weights_in_pieces_are_not_shared() -> None:
+    model = nn.ModuleDict({"a": nn.Linear(3, 4)})
+    assert scattered(model) is None
+    model["a"].weight.data = model["a"].weight.data.t()
+    assert scattered(model) == "a.weight"
+
+
+def test_processes_find_each_other_where_nobody_else_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    directory = images_directory()
+    assert directory.stat().st_mode & 0o777 == 0o700
+    directory.chmod(0o755)
+    with pytest.raises(DeviceError, match="nobody else's to read"):
+        images_directory()

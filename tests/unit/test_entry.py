@@ -1,9 +1,10 @@
 """Which engines there may be of a model, and whose requests go to which."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from app.catalogue import Catalogue
-from app.entry import Entry, by_engine
+from app.entry import Entry, by_engine, everybodys
 from app.forecaster import served
 from deployments.types import AdapterSpec, ModelSpec
 
@@ -34,9 +35,11 @@ def test_what_was_made_for_one_engine_does_not_reach_another() -> None:
     assert everybodys.revision != own.revision
 
 
-def test_on_a_gpu_each_has_its_weights() -> None:
-    entry = Entry(ModelSpec("m", "/m", device="gpu"), {}, "pool", {}, own_engines=("acme",))
-    assert [spec.shares_weights for spec in entry.engines()] == [False, False]
+def test_on_a_gpu_everybodys_engine_shares_its_weights_with_tenants_own() -> None:
+    on_gpu = replace(SPEC, device="gpu")
+    assert everybodys(on_gpu, ("acme",)).shares_weights
+    assert not everybodys(on_gpu, ()).shares_weights, "with nobody"
+    assert not everybodys(SPEC, ("acme",)).shares_weights, "on a CPU what is shared is the node's"
 
 
 async def test_replicas_and_forecasts_hear_of_every_engine(tmp_path: Path) -> None:

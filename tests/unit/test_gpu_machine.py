@@ -53,8 +53,10 @@ def test_the_transfer_runs_there() -> None:
 
 
 def test_its_tests_and_its_bench_run_there() -> None:
-    tests = run_bare(f"import runpy; runpy.run_path({str(ROOT / 'tests/gpu/test_transfer.py')!r}, run_name='there')")
-    assert tests.returncode == 0, tests.stderr
+    for name in ("test_transfer", "test_shared_image"):
+        path = str(ROOT / f"tests/gpu/{name}.py")
+        tests = run_bare(f"import runpy; runpy.run_path({path!r}, run_name='there')")
+        assert tests.returncode == 0, tests.stderr
     bench = run_bare(
         f"import runpy; sys.argv = ['transfer_gpu.py', '--help']; "
         f"runpy.run_path({str(ROOT / 'tests/bench/transfer_gpu.py')!r}, run_name='__main__')"
