@@ -12,7 +12,6 @@ import argparse
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from autoscaler import neural
 from autoscaler.accuracy import Accuracy, combine, pinball_loss
 from autoscaler.config import QUANTILES
 from autoscaler.errors import TraceError
-from autoscaler.forecast import LastValue, SeasonalLevel, SeasonalNaive, forecast
+from autoscaler.forecast import LastValue, SeasonalLevel, SeasonalNaive, forecast, row_quantiles
 from autoscaler.neural import Shape, fit, predict
 from autoscaler.traces import read_counts, read_trace
 from autoscaler.types import Floats, Forecast, Past
@@ -94,11 +93,9 @@ def judge(past: Past) -> tuple[dict[str, Floats], Floats, float]:
 def by_ets(points: Floats, past: Past, bucket: int) -> Floats:
     """What ETS says after ``bucket``, [series, steps, quantiles]."""
     lately = slice(max(0, bucket + 1 - ETS_ERRORS), bucket + 1)
-    with warnings.catch_warnings():
-        # Series that it was not fitted on.
-        warnings.simplefilter("ignore", RuntimeWarning)
-        off = np.nanquantile(past.counts[:, lately] - points[:, lately], QUANTILES, axis=1)
-    return np.maximum(points[:, bucket + 1 : bucket + 1 + STEPS, None] + off.T[:, None, :], 0.0)
+    # NaN for series that it was not fitted on.
+    off = row_quantiles(past.counts[:, lately] - points[:, lately], QUANTILES)
+    return np.maximum(points[:, bucket + 1 : bucket + 1 + STEPS, None] + off[:, None, :], 0.0)
 
 
 def compared(trace: str, past: Past, said: Mapping[str, Floats], came: Floats) -> Iterator[Result]:

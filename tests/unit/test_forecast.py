@@ -11,7 +11,15 @@ from hypothesis.extra import numpy as hnp
 from autoscaler.accuracy import Accuracy, combine, pinball_loss
 from autoscaler.config import QUANTILES
 from autoscaler.errors import ForecastError
-from autoscaler.forecast import Forecaster, LastValue, SeasonalLevel, SeasonalNaive, forecast, trailing_mean
+from autoscaler.forecast import (
+    Forecaster,
+    LastValue,
+    SeasonalLevel,
+    SeasonalNaive,
+    forecast,
+    row_quantiles,
+    trailing_mean,
+)
 from autoscaler.types import Floats, Forecast, Past
 
 STEP_S = 3600.0
@@ -157,3 +165,12 @@ def test_the_first_with_an_opinion_fills_in() -> None:
     chosen = np.array([0, 1])
     values = combine([said(np.nan, 2), said(5.0, 2)], chosen)
     assert values[:, 0, 1].tolist() == [5.0, 5.0]
+
+
+@given(
+    hnp.arrays(float, st.tuples(st.integers(1, 6), st.integers(1, 40)), elements=st.floats(-1e6, 1e6) | st.just(np.nan))
+)
+@pytest.mark.filterwarnings("ignore:All-NaN slice")
+def test_quantiles_of_rows_are_numpys(values: Floats) -> None:
+    levels = (0.0, 0.1, 0.5, 0.9, 1.0)
+    np.testing.assert_allclose(row_quantiles(values, levels), np.nanquantile(values, levels, axis=1).T, atol=1e-9)
