@@ -31,6 +31,8 @@ class Load:
     prompts: int
     input_tokens: int = 64
     output_tokens: int = 64
+    # Each request is for the next of these, if there are any, instead of the model.
+    adapters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,8 @@ def bench_arguments(base_url: str, model_id: str, tokenizer_dir: Path, load: Loa
         "--ready-check-timeout-sec": 0,
     }
     arguments = [str(part) for option in options.items() for part in option]
+    if load.adapters:
+        arguments += ["--lora-assignment", "round-robin", "--lora-modules", *load.adapters]
     return [*arguments, "--ignore-eos", "--disable-tqdm", "--save-result", "--save-detailed"]
 
 

@@ -3,8 +3,8 @@
 One engine on a CPU, SmolLM2, adapters of rank 16 on all linear layers with random small weights, which the bench makes.
 Parts: `swap` (inside the worker, beside a plain copy of the adapter's bytes and beside vLLM's own worker), `first`
 (first tokens by where the adapter is), `throughput` (1 adapter, 128 uniformly and by Zipf's law), `memory`, `own` (an
-engine of a tenant's own), `preload` (500 adapters where memory holds a quarter). Missing a target is a result, not a
-failure.
+engine of a tenant's own), `preload` (500 adapters where memory holds a quarter), `served` (the whole of a server,
+beside two others). Missing a target is a result, not a failure.
 
 Usage: python tests/bench/lora.py [--only swap,first] [--rounds 6] [--adapters 128] [--quick]
 """
@@ -39,6 +39,8 @@ from lora_engine import (
 from lora_own import MODELS_MEASURED, measure_own, own_results
 from lora_plot import plot
 from lora_preload import ADAPTERS, measure_preloading, preloading_results
+from lora_served import FIRST as FIRST_PASS
+from lora_served import MANY, ONE, measure_served, served_results
 from report import RESULTS_DIR, Result, Target, make_report, median_result, print_report, wide_console, write_report
 
 from deployments.forked_engine import PoolAddress
@@ -46,10 +48,11 @@ from tests.support.pools import background_pool
 from tests.support.service import CHAT_MODEL, MODELS, ROOT
 
 NAME = "lora"
-PARTS = ("swap", "first", "throughput", "memory", "own", "preload")
+PARTS = ("swap", "first", "throughput", "memory", "own", "preload", "served")
 SLOTS, SWAPPED, FIRST = 16, 12, 6
 COUNTS = (1, 50, 128, 500)
 MS, MB = 1e3, 1e-6
+SERVED = "through the whole server"
 # By part: its samples' unit, and what it is times what was measured.
 PANELS = {
     "making an adapter resident": (
@@ -61,8 +64,10 @@ PANELS = {
     "memory of adapters": tuple(f"memory, {count} adapters" for count in COUNTS),
     "first token of 500 adapters": ("first token, Zipf(1)",),
     "memory of a tenant's own engine": tuple(f"own engine's memory, {model}" for model in MODELS_MEASURED),
+    SERVED: (FIRST_PASS, ONE, MANY),
 }  # fmt: skip
-UNITS = dict(zip(PANELS, (("ms", MS), ("ms", MS), ("tokens/s", 1.0), ("MB", MB), ("ms", MS), ("MB", MB)), strict=True))
+TIME, RATE, SIZE = ("ms", MS), ("tokens/s", 1.0), ("MB", MB)
+UNITS = dict(zip(PANELS, (TIME, TIME, RATE, SIZE, TIME, SIZE, RATE), strict=True))
 ACTIVATE, COPY = "activate, in the worker", "plain copy of its bytes"
 
 
@@ -75,6 +80,7 @@ async def measure(pool: PoolAddress, directory: Path, options: argparse.Namespac
 
     memory_counts = [count for count in COUNTS if not options.quick or count <= options.adapters]
     needed = {"swap": SWAPPED, "first": FIRST, "throughput": options.adapters, "memory": max(memory_counts), "own": 1}
+    needed["served"] = options.adapters
     needed["preload"] = options.adapters if options.quick else ADAPTERS
     count = max(needed[part] for part in options.only)
     progress(f"making {count} adapters")
@@ -94,6 +100,9 @@ async def measure(pool: PoolAddress, directory: Path, options: argparse.Namespac
         await measure_throughput(pool, some, SLOTS, options.requests, options.rounds, samples, progress)
     if "own" in options.only:
         await measure_own(pool, options.rounds, samples, progress)
+    if "served" in options.only:
+        some = adapters[: options.adapters]
+        await asyncio.to_thread(measure_served, some, max(1, options.rounds // 2), samples, progress)
     if "preload" in options.only:
         await measure_preloading(pool, adapters[: needed["preload"]], samples, progress)
     return samples, weights_bytes(adapters[0])
@@ -105,7 +114,7 @@ def results(samples: Samples) -> Iterator[Result]:
         unit, factor = UNITS[title]
         for name in names:
             for whose in (OURS, STOCK):
-                if values := samples.of.get((name, whose)):
+                if (values := samples.of.get((name, whose))) and title != SERVED:
                     target = Target(2.0, "max", strict=True) if (name, whose) == (ACTIVATE, OURS) else None
                     yield median_result(f"{name}: {whose}", [value * factor for value in values], unit, target)
     yield from _ratios(samples, ACTIVATE, COPY, "ratio", Target(2.0, "max"))
@@ -118,6 +127,7 @@ def results(samples: Samples) -> Iterator[Result]:
         yield from _ratios(samples, f"throughput, {kind}", f"throughput, {KINDS[0]}", "ratio", Target(0.98, "min"))
     yield from own_results(samples)
     yield from preloading_results(samples)
+    yield from served_results(samples)
 
 
 def _ratios(samples: Samples, name: str, other: str, unit: str, target: Target) -> Iterator[Result]:

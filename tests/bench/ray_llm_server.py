@@ -7,7 +7,7 @@ import json
 import signal
 import sys
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import ray
 from ray import serve
@@ -27,11 +27,13 @@ class RayLlmConfig(TypedDict):
     engine_args: dict[str, Any]
     max_ongoing_requests: int
     initial_replicas: int
+    lora_config: NotRequired[dict[str, Any]]
 
 
 def llm_config(config: RayLlmConfig) -> dict[str, Any]:
     """What a user of Ray Serve LLM would write for one replica on a CPU."""
-    return {
+    adapters = {"lora_config": config["lora_config"]} if "lora_config" in config else {}
+    return adapters | {
         "model_loading_config": {"model_id": config["model_id"], "model_source": config["model_dir"]},
         "engine_kwargs": config["engine_args"],
         "deployment_config": {

@@ -17,10 +17,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -45,6 +46,7 @@ MAX_ONGOING_REQUESTS = 256
 # Ray counts CPUs only to place actors; a small machine would otherwise refuse Ray Serve LLM's three.
 RAY_LOGICAL_CPUS = 4
 
+EMPTY: Mapping[str, str] = MappingProxyType({})
 ENGINE_ARGS: dict[str, Any] = {
     "dtype": "bfloat16",
     "max_model_len": 2048,
@@ -88,19 +90,26 @@ class Server:
             freeze(self.supervisor_pid)
 
 
-@contextmanager
-def started(name: str, model_dir: Path, work_dir: Path) -> Iterator[Server]:
-    """Starts the server of that name (a key of `COMMANDS`), waits until it generates, and ends it on leaving.
+Command = Callable[[Path, int, Path], list[str]]
+"""From the model's directory, the port to serve on and a directory to work in to a command line."""
 
-    Raises ServerError if it ends or is not ready within `START_DEADLINE_S`.
+
+@contextmanager
+def started(
+    name: str, model_dir: Path, work_dir: Path, command_of: Command | None = None, variables: Mapping[str, str] = EMPTY
+) -> Iterator[Server]:
+    """Starts a server, waits until it generates, and ends it on leaving.
+
+    It is that of the name in `COMMANDS` unless `command_of` is given; `variables` are added to its environment. Raises
+    ServerError if it ends or is not ready within `START_DEADLINE_S`.
     """
     port, log_file = free_port(), work_dir / f"{name}.log"
-    command = COMMANDS[name](model_dir, port, work_dir)
+    command = (command_of or COMMANDS[name])(model_dir, port, work_dir)
     with log_file.open("w") as log:
         supervisor = subprocess.Popen(
             [sys.executable, str(BENCH_DIR / "supervisor.py"), str(STOP_GRACE_S), *command],
             cwd=REPOSITORY,
-            env=server_environment(work_dir),
+            env=server_environment(work_dir) | variables,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -133,19 +142,21 @@ def server_environment(work_dir: Path) -> dict[str, str]:
     }
 
 
-def stock_command(model_dir: Path, port: int, work_dir: Path) -> list[str]:
+def stock_command(model_dir: Path, port: int, work_dir: Path, engine: Mapping[str, Any] = ENGINE_ARGS) -> list[str]:
     """vLLM's own API server."""
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", HOST, "--port", str(port)]
     command += ["--model", str(model_dir), "--served-model-name", model_dir.name, "--disable-uvicorn-access-log"]
     arguments = work_dir / "stock.yaml"
-    arguments.write_text(yaml.safe_dump({key.replace("_", "-"): value for key, value in ENGINE_ARGS.items()}))
+    arguments.write_text(yaml.safe_dump({key.replace("_", "-"): value for key, value in engine.items()}))
     return [*command, "--config", str(arguments)]
 
 
-def ray_llm_command(model_dir: Path, port: int, work_dir: Path, initial_replicas: int = 1) -> list[str]:
+def ray_llm_command(
+    model_dir: Path, port: int, work_dir: Path, initial_replicas: int = 1, changed: Mapping[str, Any] = EMPTY
+) -> list[str]:
     """Ray Serve LLM's OpenAI application; without replicas at first, it starts one for the first request."""
     config = work_dir / "ray.json"
-    settings = {
+    settings: dict[str, Any] = {
         "host": HOST,
         "port": port,
         "dashboard_port": free_port(),
@@ -157,16 +168,16 @@ def ray_llm_command(model_dir: Path, port: int, work_dir: Path, initial_replicas
         "max_ongoing_requests": MAX_ONGOING_REQUESTS,
         "initial_replicas": initial_replicas,
     }
-    config.write_text(json.dumps(settings))
+    config.write_text(json.dumps(settings | changed))
     return [sys.executable, str(BENCH_DIR / "ray_llm_server.py"), str(config)]
 
 
-def flashserve_command(model_dir: Path, port: int, work_dir: Path) -> list[str]:
+def flashserve_command(model_dir: Path, port: int, work_dir: Path, config: dict[str, Any] | None = None) -> list[str]:
     """This project, started as its users start it."""
-    config = work_dir / "flashserve.yaml"
-    config.write_text(yaml.safe_dump(flashserve_config(model_dir, port)))
+    file = work_dir / "flashserve.yaml"
+    file.write_text(yaml.safe_dump(config or flashserve_config(model_dir, port)))
     log_file = work_dir / "flashserve-service.log"
-    return [str(Path(sys.executable).parent / "flashserve"), "serve", str(config), "--log-file", str(log_file)]
+    return [str(Path(sys.executable).parent / "flashserve"), "serve", str(file), "--log-file", str(log_file)]
 
 
 def flashserve_config(model_dir: Path, port: int) -> dict[str, Any]:
@@ -180,7 +191,7 @@ def flashserve_config(model_dir: Path, port: int) -> dict[str, Any]:
     return {"http_options": {"host": HOST, "port": port}, "applications": [application]}
 
 
-COMMANDS: dict[str, Callable[[Path, int, Path], list[str]]] = {
+COMMANDS: dict[str, Command] = {
     "stock": stock_command,
     "flashserve": flashserve_command,
     "ray": ray_llm_command,

@@ -1,0 +1,144 @@
+"""The part `served` of `lora.py`: many adapters through the whole of a server, beside stock vLLM and Ray Serve LLM.
+
+FlashServe and Ray Serve LLM find the adapters in S3 (on the loopback) when they are first asked for; vLLM's own server
+has them loaded by its administrator, from disk, since it knows no S3. All have the same engine arguments, 16 slots and
+room for all adapters in the engine's host cache. The first pass asks for each adapter once, which is when they come
+from S3; then one adapter and many are measured by turns, with other servers stopped.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+from loadgen import Load, LoadGenerator
+from lora_adapters import RANK
+from lora_engine import INPUT_TOKENS, OUTPUT_TOKENS, Samples
+from process_tree import freeze
+from report import Result, median_result
+from servers import (
+    DEFAULT_MODEL_DIR,
+    ENGINE_ARGS,
+    Command,
+    Server,
+    flashserve_command,
+    flashserve_config,
+    ray_llm_command,
+    started,
+    stock_command,
+)
+
+from tests.support.s3_server import S3Server, serve_s3
+
+OURS, STOCK, RAY = "FlashServe", "stock vLLM", "Ray Serve LLM"
+SERVERS = {"flashserve": OURS, "stock": STOCK, "ray": RAY}
+BUCKET = "s3://adapters/all"
+SLOTS, CONCURRENCY, REQUESTS = 16, 16, 64
+FIRST, ONE, MANY = "served, first pass", "served, 1 adapter", "served, many adapters"
+LOAD_WITHIN_S = 300.0
+
+
+def measure_served(adapters: Sequence[Path], rounds: int, samples: Samples, progress: Callable[[str], None]) -> None:
+    """All three, up at the same time, one running at a time."""
+    names = [f"a{number:03}" for number in range(len(adapters))]
+    with ExitStack() as stack:
+        # Short, since paths of sockets are limited.
+        directory = tempfile.TemporaryDirectory(prefix="fl-", dir="/tmp", ignore_cleanup_errors=True)
+        work_dir = Path(stack.enter_context(directory))
+        s3 = stack.enter_context(serve_s3())
+        for name, directory in zip(names, adapters, strict=True):
+            for file in directory.iterdir():
+                s3.objects[f"adapters/all/{name}/{file.name}"] = file.read_bytes()
+        generator = stack.enter_context(LoadGenerator(work_dir))
+        servers = {}
+        for kind, whose in SERVERS.items():
+            progress(f"starting {whose}")
+            servers[whose] = stack.enter_context(_server(kind, len(names), s3, work_dir))
+            freeze(servers[whose].supervisor_pid)
+
+        def measured(whose: str, asked: Sequence[str], requests: int, seed: int) -> float:
+            server = servers[whose]
+            prefix = f"{server.model_id}:" if whose == RAY else ""
+            load = Load(CONCURRENCY, requests, INPUT_TOKENS, OUTPUT_TOKENS, tuple(prefix + each for each in asked))
+            with server.running():
+                result = generator.run(server.base_url, server.model_id, DEFAULT_MODEL_DIR, load, seed)
+            return result.output_tokens_per_s
+
+        with servers[STOCK].running():
+            progress(f"{STOCK} loads {len(names)} adapters")
+            samples.add("served, loading all beforehand", STOCK, _load_all(servers[STOCK], names, adapters))
+        for whose in servers:
+            progress(f"{whose}: each adapter once")
+            samples.add(FIRST, whose, measured(whose, names, len(names), seed=1_000_000))
+        for number in range(rounds):
+            progress(f"served: round {number + 1} of {rounds}")
+            # Others each round, so that all have their turn.
+            begin = number * REQUESTS % len(names)
+            some = [*names[begin:], *names[:begin]]
+            for turn, whose in enumerate([*servers][number % 3 :] + [*servers][: number % 3]):
+                for kind, asked in ((ONE, names[:1]), (MANY, some))[:: -1 if (number + turn) % 2 else 1]:
+                    samples.add(kind, whose, measured(whose, asked, REQUESTS, seed=number))
+
+
+def served_results(samples: Samples) -> Iterator[Result]:
+    """What the part has measured; nothing where it was left out."""
+    if (ONE, OURS) not in samples.of:
+        return
+    for name in (FIRST, ONE, MANY):
+        for whose in SERVERS.values():
+            yield median_result(f"{name}: {whose}", samples.of[name, whose], "tokens/s")
+    (loading_s,) = samples.of["served, loading all beforehand", STOCK]
+    yield Result(f"served, loading all beforehand: {STOCK}", loading_s, "s", (loading_s,))
+    for whose in SERVERS.values():
+        shares = [many / one for many, one in _paired(samples, (MANY, whose), (ONE, whose))]
+        yield median_result(f"served, many over 1 adapter: {whose}", shares, "ratio", None, ONE)
+    for other in (STOCK, RAY):
+        shares = [ours / theirs for ours, theirs in _paired(samples, (MANY, OURS), (MANY, other))]
+        yield median_result(f"served, many adapters: {OURS} over {other}", shares, "ratio", None, other)
+
+
+def _paired(samples: Samples, one: tuple[str, str], other: tuple[str, str]) -> Iterator[tuple[float, float]]:
+    return zip(samples.of[one], samples.of[other], strict=True)
+
+
+def _server(kind: str, adapters: int, s3: S3Server, work_dir: Path) -> Any:
+    engine = ENGINE_ARGS | {"max_cpu_loras": adapters}
+    with_adapters = engine | {"enable_lora": True, "max_loras": SLOTS, "max_lora_rank": RANK}
+    credentials = {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any", "AWS_DEFAULT_REGION": "us-east-1"}
+    in_s3 = credentials | {"AWS_ENDPOINT_URL": s3.url}
+    of_ray = {
+        "engine_args": with_adapters,
+        "lora_config": {"dynamic_lora_loading_path": BUCKET, "max_num_adapters_per_replica": adapters},
+    }
+    commands: Mapping[str, tuple[Command, Mapping[str, str]]] = {
+        "flashserve": (partial(_ours, engine, s3.url), credentials),
+        "stock": (partial(stock_command, engine=with_adapters), {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}),
+        "ray": (partial(ray_llm_command, changed=of_ray), in_s3),
+    }
+    command, variables = commands[kind]
+    return started(kind, DEFAULT_MODEL_DIR, work_dir, command, variables)
+
+
+def _ours(engine: Mapping[str, Any], s3_url: str, model_dir: Path, port: int, work_dir: Path) -> list[str]:
+    config = flashserve_config(model_dir, port)
+    arguments = config["applications"][0]["args"]
+    arguments["models"][0] |= {
+        "engine": {key: value for key, value in engine.items() if key != "enable_lora"},
+        "lora": {"source": BUCKET, "max_loras": SLOTS, "max_rank": RANK},
+        "keep_awake_s": None,
+    }
+    arguments["storage"] = {"disk_dir": str(work_dir / "disk"), "s3": {"endpoint_url": s3_url}}
+    return flashserve_command(model_dir, port, work_dir, config)
+
+
+def _load_all(server: Server, names: Sequence[str], adapters: Sequence[Path]) -> float:
+    begin_s = time.perf_counter()
+    with httpx.Client(base_url=server.base_url, timeout=LOAD_WITHIN_S) as client:
+        for name, directory in zip(names, adapters, strict=True):
+            body = {"lora_name": name, "lora_path": str(directory)}
+            client.post("/v1/load_lora_adapter", json=body).raise_for_status()
+    return time.perf_counter() - begin_s
