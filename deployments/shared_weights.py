@@ -20,6 +20,7 @@ from torch import nn
 from deployments.device_weights import check_weights, on_device
 from deployments.snapshot_weights import entries_of, not_this_model, weights_of
 from storage.device_source import DeviceSource
+from storage.errors import DeviceError
 from storage.manifest import MANIFEST_NAME, TensorEntry
 from storage.shared_image import DeviceMemory, SharedImage
 from storage.transfer import TransferReport
@@ -105,9 +106,18 @@ def lay_out(entries: Iterable[TensorEntry]) -> tuple[Layout, int]:
     return tuple(placed), end
 
 
-def scattered(model: nn.Module) -> str | None:
-    """Return the name of a weight that does not lie in one piece, as it would in the image; None if all do."""
-    return next((name for name, weight in weights_of(model).items() if not weight.is_contiguous()), None)
+def unshareable(model: nn.Module, device: torch.device) -> str | None:
+    """Return why a model, as it was made, can't have its weights from an image on ``device``; None if it can."""
+    from storage.cuda import CudaMemory  # noqa: PLC0415 - only where there is one
+
+    # In the image each lies in one piece.
+    if name := next((name for name, weight in weights_of(model).items() if not weight.is_contiguous()), None):
+        return f"'{name}' lies in several pieces"
+    try:
+        CudaMemory(on_device(device))
+    except DeviceError as error:
+        return str(error)
+    return None
 
 
 # A process has one model and one device.
@@ -121,7 +131,7 @@ def share(model: nn.Module, source: DeviceSource, device: torch.device) -> Trans
 
     Raises:
         CorruptSnapshotError: the snapshot is not this model's.
-        DeviceError: the device has no memory that can be shared, or too little.
+        DeviceError: the device has too little memory, or a copy failed.
     """
     from storage.cuda import CudaMemory, memory_at  # noqa: PLC0415 - only where there is one
 

@@ -25,7 +25,7 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from deployments.device_weights import fill, release_source, source_for
 from deployments.engine_args import SNAPSHOT_FORMAT, shares_weights
 from deployments.gpu_worker import changed_after_loading
-from deployments.shared_weights import scattered, share
+from deployments.shared_weights import share, unshareable
 from deployments.snapshot_weights import restore, weights_of
 from storage.device_source import DeviceSource
 from storage.weights import rank_file, write_tensors
@@ -102,7 +102,7 @@ class SnapshotLoader(BaseModelLoader):
         """Copy the weights to the device, or have those that another engine has copied there."""
         if not self._shares:
             fill(weights_of(model), source)
-        elif (reason := changed_after_loading(model) or scattered(model)) is not None:
+        elif (reason := changed_after_loading(model) or unshareable(model, device)) is not None:
             logger.warning("this engine has a copy of the weights for itself: %s", reason)
             fill(weights_of(model), source)
         elif share(model, source, device) is None:

@@ -21,7 +21,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbed
 
 from deployments.device_weights import SourceOfProcess
 from deployments.gpu_worker import SleepingGpuWorker
-from deployments.shared_weights import SharedWeights, lay_out, scattered
+from deployments.shared_weights import SharedWeights, lay_out, unshareable
 from deployments.snapshot_weights import entries_of, weights_of
 from storage.device_source import DeviceSource
 from storage.errors import CorruptSnapshotError, DeviceError
@@ -320,11 +320,12 @@ def test_tensors_of_an_image_begin_as_kernels_want_them(shared: tuple[Path, Path
     assert size_bytes == begin + torch.Size(shape).numel() * dtype.itemsize, name
 
 
-def test_weights_in_pieces_are_not_shared() -> None:
-    model = nn.ModuleDict({"a": nn.Linear(3, 4)})
-    assert scattered(model) is None
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_what_can_not_be_shared_has_a_reason() -> None:
+    model, device = nn.ModuleDict({"a": nn.Linear(3, 4)}), torch.device("cuda", 0)
+    assert "without the package cuda-bindings" in str(unshareable(model, device))
     model["a"].weight.data = model["a"].weight.data.t()
-    assert scattered(model) == "a.weight"
+    assert unshareable(model, device) == "'a.weight' lies in several pieces"
 
 
 def test_processes_find_each_other_where_nobody_else_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
