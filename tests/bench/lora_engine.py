@@ -104,14 +104,17 @@ async def measure_swaps(whose: str, pool: PoolAddress, adapters: Sequence[Path],
 class Asker:
     """Asks an engine for short answers to prompts that no prefix cache knows."""
 
-    def __init__(self, engine: VllmEngine, seed: int, vocabulary: int = 40_000) -> None:
+    def __init__(
+        self, engine: VllmEngine, seed: int, vocabulary: int = 40_000, input_tokens: int = INPUT_TOKENS
+    ) -> None:
         self._engine = engine
+        self._input_tokens = input_tokens
         self._vocabulary = vocabulary
         self._rng = np.random.default_rng(seed)
         self._numbers = itertools.count()
 
     def prompt(self) -> list[int]:
-        return self._rng.integers(1000, self._vocabulary, INPUT_TOKENS).tolist()
+        return self._rng.integers(1000, self._vocabulary, self._input_tokens).tolist()
 
     async def ask(self, adapter: AdapterRef | None, tokens: int = 1) -> float:
         """Seconds to the first token, the rest of the answer being read as well."""

@@ -1,14 +1,15 @@
 """The part `preload` of `lora.py`: many more adapters than memory holds, with those asked for most brought in ahead.
 
 Beside it the same requests with what was used least lately let go and nothing brought in. Adapters are asked for by
-Zipf's law, at random times, one token each; an engine's host cache holds one in eight, the node's shared memory as many
-more, the rest is on its disk. The first half of the requests is what the shares are learnt from; the second is judged.
+Zipf's law, at random times, a short prompt and one token each, so often that the engine has nothing to do for half of
+the time; its host cache holds one adapter in eight, the node's shared memory as many more, the rest is on its disk. The
+first half of the requests is what the shares are learnt from; the second is judged.
 """
 
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from deployments.vllm_engine import VllmEngine
 AHEAD, LRU = "preloading", "least lately used"
 KINDS = (LRU, AHEAD)
 ADAPTERS, CACHED_SHARE, SLOTS = 500, 1 / 8, 4
-REQUESTS, PER_S = 800, 3.0
+REQUESTS, BUSY_SHARE, INPUT_TOKENS, TRIED = 800, 0.5, 8, 10
 PLACES = ("slots", "host", "dram", "disk")
 MS = 1e3
 
@@ -41,6 +42,7 @@ class OneModel:
     life: VllmEngine
     spec: ModelSpec
     shares: AdapterShares
+    per_s: float
     in_hand: int = 0
 
     @property
@@ -48,7 +50,7 @@ class OneModel:
         return self.in_hand == 0
 
     def planned(self) -> list[tuple[Any, Expectation]]:
-        return [(self, Expectation(PER_S, 0.0, 0.0, "bench", self.shares.largest()))]
+        return [(self, Expectation(self.per_s, 0.0, 0.0, "bench", self.shares.largest()))]
 
 
 async def measure_preloading(
@@ -61,29 +63,36 @@ async def measure_preloading(
     cached = max(1, round(len(adapters) * CACHED_SHARE))
     rng = np.random.default_rng(4)
     asked = chosen("Zipf(1)", refs, REQUESTS, rng)
-    waits_s = rng.exponential(1 / PER_S, REQUESTS)
+    waits = rng.exponential(1.0, REQUESTS)
+    per_s = 0.0
     for kind in KINDS:
-        progress(f"{kind}: {REQUESTS} requests for {len(adapters)} adapters")
         dram_bytes = 2 * cached * weights_bytes(adapters[0])
         async with engine_of(kind, pool, SLOTS, cached, dram_bytes) as engine:
-            await _ask(kind, engine, refs, asked, waits_s, cached, samples)
+            asker = Asker(engine, 5, input_tokens=INPUT_TOKENS)
+            if not per_s:
+                alone_s = [await asker.ask(None) for _ in range(TRIED)]
+                per_s = BUSY_SHARE / float(np.median(alone_s))
+            samples.add("preloading, requests", "", per_s)
+            progress(f"{kind}: {REQUESTS} requests for {len(adapters)} adapters, {per_s:.1f} a second")
+            spec = ModelSpec("m", "", {"max_cpu_loras": cached}, lora_enabled=True, max_loras=SLOTS)
+            model = OneModel(engine, spec, AdapterShares(), per_s)
+            await _ask(kind, model, asker, refs, asked, waits / per_s, samples)
 
 
 async def _ask(  # noqa: PLR0913, PLR0917 - what is measured
     kind: str,
-    engine: VllmEngine,
+    model: OneModel,
+    asker: Asker,
     refs: Sequence[AdapterRef],
     asked: Sequence[AdapterRef],
     waits_s: np.ndarray[Any, Any],
-    cached: int,
     samples: Samples,
 ) -> None:
+    engine = model.life
     adapters = tuple(AdapterSpec(ref["id"], ref["path"], ref["digest"]) for ref in refs)
     engine.keep_adapters(adapters)
-    spec = ModelSpec("m", "", {"max_cpu_loras": cached}, lora_enabled=True, max_loras=SLOTS, adapters=adapters)
-    model = OneModel(engine, spec, AdapterShares())
+    model.spec = replace(model.spec, adapters=adapters)
     preloader = AdapterPreloader(model, AdapterLeases(None))  # type: ignore[arg-type] - as much of them as it uses
-    asker = Asker(engine, 5)
     if kind == AHEAD:
         preloader.run()
 
@@ -121,6 +130,8 @@ def preloading_results(samples: Samples) -> Iterator[Result]:
     name = "first token, Zipf(1)"
     if (name, AHEAD) not in samples.of:
         return
+    per_s = samples.of["preloading, requests", ""][0]
+    yield Result("preloading, requests", per_s, "1/s", (per_s,))
     found: dict[str, Counter[str]] = {kind: Counter() for kind in KINDS}
     for kind in KINDS:
         found[kind] = Counter({place: len(samples.of.get((f"found in {place}", kind), ())) for place in PLACES})
