@@ -48,6 +48,8 @@ _FORKED_MODULES = (
     "app.guard",
 )
 _LIGHT = {"num_cpus": 0, "runtime_env": _ONE_LOOP}
+# Of a resource that is there to say where something runs.
+_TRACE = 0.001
 # Every gateway and replica has one question open with the catalogue.
 _FOLLOWERS = 10_000
 # By name: gateways import it, Serve's controller need not.
@@ -72,7 +74,7 @@ def build_app(args: dict[str, Any]) -> Application:
         read_keys(keys)
     entries = check_models(config)
     storage = store_config(config.storage)
-    catalogue = _catalogue(entries, storage)
+    catalogue = _catalogue(entries, storage, config)
     forecaster = _forecaster(config, catalogue, storage)
     gateway = serve.deployment(
         ingress(),
@@ -102,12 +104,20 @@ def _shutdown(drain_s: float) -> dict[str, Any]:
     return _SHUTDOWN | {"graceful_shutdown_timeout_s": drain_s}
 
 
-def _catalogue(entries: list[Entry], storage: StoreConfig) -> Application:
+def light_options(config: AppConfig) -> dict[str, Any]:
+    """Return the options of the application's own small deployments, which run where gateways do.
+
+    What they keep is on that node's disk, and every replica asks them: not on nodes that come and go.
+    """
+    return _LIGHT | {"resources": {name: min(amount, _TRACE) for name, amount in config.gateway.resources.items()}}
+
+
+def _catalogue(entries: list[Entry], storage: StoreConfig, config: AppConfig) -> Application:
     catalogue = serve.deployment(
         Catalogue,
         name="Models",
         max_ongoing_requests=_FOLLOWERS,
-        ray_actor_options=_LIGHT,
+        ray_actor_options=light_options(config),
         # It is asked all the time.
         logging_config={"enable_access_log": False},
         **_HEALTH,
@@ -123,7 +133,12 @@ def _with_vllm(config: AppConfig) -> dict[str, Any]:
 
 def _nodes(storage: StoreConfig, config: AppConfig) -> Application:
     keeper = serve.deployment(
-        NodeKeeper, name="Nodes", max_ongoing_requests=100, ray_actor_options=_LIGHT, **_HEALTH, **_SHUTDOWN
+        NodeKeeper,
+        name="Nodes",
+        max_ongoing_requests=100,
+        ray_actor_options=light_options(config),
+        **_HEALTH,
+        **_SHUTDOWN,
     )
     device = "gpu" if any(pool.num_gpus for pool in config.pools) else "cpu"
     forecaster = None if config.autoscaling is None else FORECASTER
@@ -197,7 +212,7 @@ def _forecaster(config: AppConfig, catalogue: Application, storage: StoreConfig)
         ServedForecastKeeper,
         name="Forecaster",
         max_ongoing_requests=100,
-        ray_actor_options=_LIGHT,
+        ray_actor_options=light_options(config),
         **_HEALTH,
         **_SHUTDOWN,
     )

@@ -101,7 +101,8 @@ class GatewayConfig(_Section):
     replicas: int = Field(1, ge=1)
     num_cpus: float = Field(0, ge=0, description="processors that Ray reserves for a gateway")
     resources: dict[str, float] = Field(
-        default_factory=dict, description="Ray's custom resources that a gateway takes: it runs where they are"
+        default_factory=dict,
+        description="Ray's custom resources that a gateway takes; the application's small actors take a trace of each",
     )
     max_ongoing_requests: int = Field(1024, ge=1, description="requests a gateway works on at once")
     max_body_bytes: int = Field(8 * 1024 * 1024, ge=1024, description="larger requests get 413")

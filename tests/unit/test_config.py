@@ -90,7 +90,7 @@ def test_autoscaling_has_defaults_and_can_be_left_out() -> None:
 def test_only_who_needs_vllm_is_forked_and_nobody_if_told_so(*, is_wanted: bool) -> None:
     config = parse_config(args(fork_replicas=is_wanted))
     storage = store_config(config.storage)
-    catalogue = builder._catalogue([], storage)
+    catalogue = builder._catalogue([], storage, config)
     forked = {"Engines-default": builder._pool(config.pools[0], catalogue, config, storage), "Models": catalogue}
     executables = {
         name: made._bound_deployment.ray_actor_options["runtime_env"].get("py_executable", "")
@@ -98,3 +98,10 @@ def test_only_who_needs_vllm_is_forked_and_nobody_if_told_so(*, is_wanted: bool)
     }
     assert ("worker_launcher" in executables["Engines-default"]) == is_wanted
     assert not executables["Models"]
+
+
+def test_what_the_application_keeps_stays_where_gateways_run() -> None:
+    config = parse_config(args(gateway={"resources": {"gateway": 1, "fast": 0.0005}}))
+    catalogue = builder._catalogue([], store_config(config.storage), config)
+    options = catalogue._bound_deployment.ray_actor_options
+    assert (options["num_cpus"], options["resources"]) == (0, {"gateway": 0.001, "fast": 0.0005})
