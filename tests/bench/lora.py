@@ -39,6 +39,7 @@ from lora_engine import (
 from lora_own import MODELS_MEASURED, measure_own, own_results
 from lora_plot import plot
 from lora_preload import ADAPTERS, measure_preloading, preloading_results
+from lora_preload import FIRST as FIRST_OF_MANY
 from lora_served import FIRST as FIRST_PASS
 from lora_served import MANY, ONE, measure_served, served_results
 from report import RESULTS_DIR, Result, Target, make_report, median_result, print_report, wide_console, write_report
@@ -62,7 +63,7 @@ PANELS = {
     "first token": ("first token, resident", "first token, in dram", "first token, in S3"),
     "throughput": tuple(f"throughput, {kind}" for kind in KINDS),
     "memory of adapters": tuple(f"memory, {count} adapters" for count in COUNTS),
-    "first token of 500 adapters": ("first token, Zipf(1)",),
+    "first token of 500 adapters": (FIRST_OF_MANY,),
     "memory of a tenant's own engine": tuple(f"own engine's memory, {model}" for model in MODELS_MEASURED),
     SERVED: (FIRST_PASS, ONE, MANY),
 }  # fmt: skip
@@ -104,7 +105,7 @@ async def measure(pool: PoolAddress, directory: Path, options: argparse.Namespac
         some = adapters[: options.adapters]
         await asyncio.to_thread(measure_served, some, max(1, options.rounds // 2), samples, progress)
     if "preload" in options.only:
-        await measure_preloading(pool, adapters[: needed["preload"]], samples, progress)
+        await measure_preloading(pool, adapters[: needed["preload"]], options.popularity, samples, progress)
     return samples, weights_bytes(adapters[0])
 
 
@@ -148,6 +149,9 @@ def notes(options: argparse.Namespace, size_bytes: int, load: Sequence[float]) -
         )
     if "own" in options.only:
         yield "engines of tenants' own and what they are compared with compute in float32, in twice the bytes"
+    if "preload" in options.only:
+        which = f"as in {options.popularity.name}" if options.popularity else "by Zipf's law"
+        yield f"where many adapters are preloaded, they are asked for {which}"
     yield f"load of the machine when it began: {load[0]:.1f} over one minute, {load[1]:.1f} over five"
 
 
@@ -158,6 +162,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--adapters", type=int, default=128, help="of the throughput")
     parser.add_argument("--requests", type=int, default=64, help="of the throughput, in each condition of a round")
+    parser.add_argument("--popularity", type=Path, help="a recording of which adapters were asked for, for `preload`")
     parser.add_argument("--quick", action="store_true", help="a trial of a minute a part: one round, few adapters")
     options = parser.parse_args()
     options.only = options.only.split(",")

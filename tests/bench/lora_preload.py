@@ -1,12 +1,14 @@
 """The part `preload` of `lora.py`: many more adapters than memory holds, with those asked for most brought in ahead.
 
 Beside it the same requests with what was used least lately let go and nothing brought in. Adapters are asked for by
-Zipf's law, at random times, a short prompt and one token each, so often that the engine has nothing to do for half of
-the time; its host cache holds one adapter in eight, the node's shared memory as many more, the rest is on its disk. The
-first half of the requests is what the shares are learnt from; the second is judged.
+Zipf's law or as recorded, at random times, a short prompt and one token each, so often that the engine has nothing to
+do for half of the time; its host cache holds one adapter in eight, the node's shared memory as many more, the rest is
+on its disk. The first half of the requests is what the shares are learnt from; the second is judged.
 """
 
 import asyncio
+import csv
+import gzip
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +33,7 @@ AHEAD, LRU = "preloading", "least lately used"
 KINDS = (LRU, AHEAD)
 ADAPTERS, CACHED_SHARE, SLOTS = 500, 1 / 8, 4
 REQUESTS, BUSY_SHARE, INPUT_TOKENS, TRIED = 800, 0.5, 8, 10
+FIRST = "first token, many adapters"
 PLACES = ("slots", "host", "dram", "disk")
 MS = 1e3
 
@@ -54,15 +57,19 @@ class OneModel:
 
 
 async def measure_preloading(
-    pool: PoolAddress, adapters: Sequence[Path], samples: Samples, progress: Callable[[str], None]
+    pool: PoolAddress,
+    adapters: Sequence[Path],
+    popularity: Path | None,
+    samples: Samples,
+    progress: Callable[[str], None],
 ) -> None:
-    """Both ways, the same requests at the same times."""
+    """Both ways, the same requests at the same times; as recorded in ``popularity`` instead of by Zipf's law."""
     refs: list[AdapterRef] = [
         {"id": f"adapter{n}", "path": str(path), "digest": path.name} for n, path in enumerate(adapters)
     ]
     cached = max(1, round(len(adapters) * CACHED_SHARE))
     rng = np.random.default_rng(4)
-    asked = chosen("Zipf(1)", refs, REQUESTS, rng)
+    asked = chosen("Zipf(1)", refs, REQUESTS, rng) if popularity is None else recorded(popularity, refs, REQUESTS)
     waits = rng.exponential(1.0, REQUESTS)
     per_s = 0.0
     for kind in KINDS:
@@ -77,6 +84,17 @@ async def measure_preloading(
             spec = ModelSpec("m", "", {"max_cpu_loras": cached}, lora_enabled=True, max_loras=SLOTS)
             model = OneModel(engine, spec, AdapterShares(), per_s)
             await _ask(kind, model, asker, refs, asked, waits / per_s, samples)
+
+
+def recorded(path: Path, refs: Sequence[AdapterRef], count: int) -> list[AdapterRef]:
+    """Which adapters are asked for: those of so many requests of a recording, at equal distances, in their order.
+
+    A row is a request; it names its ``adapters``, split by ``;``, of which the first one counts.
+    """
+    with gzip.open(path, "rt", newline="") as file:
+        named = [row["adapters"].partition(";")[0] for row in csv.DictReader(file) if row["adapters"]]
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(named))}
+    return [refs[numbers[name] % len(refs)] for name in named[:: len(named) // count][:count]]
 
 
 async def _ask(  # noqa: PLR0913, PLR0917 - what is measured
@@ -107,7 +125,7 @@ async def _ask(  # noqa: PLR0913, PLR0917 - what is measured
         finally:
             model.in_hand -= 1
         if number >= len(asked) // 2:
-            samples.add("first token, Zipf(1)", kind, first_s)
+            samples.add(FIRST, kind, first_s)
             samples.add(f"found in {_place(places, ref)}", kind, 1.0)
 
     loop = asyncio.get_running_loop()
@@ -127,7 +145,7 @@ def _place(places: AdapterPlaces, ref: AdapterRef) -> str:
 
 def preloading_results(samples: Samples) -> Iterator[Result]:
     """What the part has measured; nothing where it was left out."""
-    name = "first token, Zipf(1)"
+    name = FIRST
     if (name, AHEAD) not in samples.of:
         return
     per_s = samples.of["preloading, requests", ""][0]
