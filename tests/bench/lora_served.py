@@ -106,7 +106,7 @@ def _paired(samples: Samples, one: tuple[str, str], other: tuple[str, str]) -> I
 
 
 def _server(kind: str, adapters: int, s3: S3Server, work_dir: Path) -> Any:
-    engine = ENGINE_ARGS | {"max_cpu_loras": adapters}
+    engine = ENGINE_ARGS | {"max_cpu_loras": max(adapters, SLOTS)}
     with_adapters = engine | {"enable_lora": True, "max_loras": SLOTS, "max_lora_rank": RANK}
     credentials = {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any", "AWS_DEFAULT_REGION": "us-east-1"}
     in_s3 = credentials | {"AWS_ENDPOINT_URL": s3.url}
