@@ -94,11 +94,25 @@ class PacedEngine(FakeEngine):
 class InProcess:
     """The gateway, its replica, and a client for it."""
 
-    def __init__(self, gateway: GuardedGateway, pool: TaskHandle, port: int, client: httpx.AsyncClient) -> None:
+    def __init__(
+        self,
+        gateway: GuardedGateway,
+        pool: TaskHandle,
+        port: int,
+        client: httpx.AsyncClient,
+        make_gateway: Callable[[], GuardedGateway],
+    ) -> None:
         self.gateway = gateway
         self.pool = pool
         self.port = port
         self.client = client
+        self._make_gateway = make_gateway
+
+    @asynccontextmanager
+    async def beside(self) -> AsyncIterator["InProcess"]:
+        """Another gateway of the same application."""
+        async with _served(self._make_gateway, self.pool) as other:
+            yield other
 
     def asked(self, model: str) -> list[dict[str, Any]]:
         """What was asked of the replica about a model."""
@@ -155,7 +169,22 @@ async def gateway_of(  # noqa: PLR0913 - what a gateway is made of
         tracing = Tracing(traces, "gateway")
         replica.trace(Tracing(traces, "engines"))
     nodes = LocalHandle(OneNode())
-    gateway = GuardedGateway(config, catalogue, {"default": pool}, nodes, storage, keys_file=keys_file, tracing=tracing)
+
+    def make_gateway() -> GuardedGateway:
+        return GuardedGateway(
+            config, catalogue, {"default": pool}, nodes, storage, keys_file=keys_file, tracing=tracing
+        )
+
+    try:
+        async with _served(make_gateway, pool) as running:
+            yield running
+    finally:
+        await replica.close()
+
+
+@asynccontextmanager
+async def _served(make_gateway: Callable[[], GuardedGateway], pool: TaskHandle) -> AsyncIterator[InProcess]:
+    gateway = make_gateway()
     app = gateway.__serve_build_asgi_app__()
     # Longer than the client keeps a connection: who shares a loop with him may be late to hear that it was closed.
     server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="off", log_config=None, timeout_keep_alive=600))
@@ -165,10 +194,9 @@ async def gateway_of(  # noqa: PLR0913 - what a gateway is made of
             await asyncio.sleep(0.001)
         port = server.servers[0].sockets[0].getsockname()[1]
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            yield InProcess(gateway, pool, port, client)
+            yield InProcess(gateway, pool, port, client, make_gateway)
     finally:
         server.should_exit = True
         PacedEngine.may_go_on.set()
         await serving
         await gateway.close()
-        await replica.close()

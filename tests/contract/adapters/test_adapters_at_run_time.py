@@ -16,6 +16,7 @@ from tests.support.gateway_with_adapters import JSON, PIRATE, Admin, on_disk, re
 from tests.support.gateway_with_tenants import error_of
 from tests.support.gateways import InProcess, PacedEngine, demo_digest, model
 from tests.support.service import ADAPTERS
+from tests.support.tenants import KeysFile
 from tests.support.waiting import until_it_returns
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -113,6 +114,27 @@ async def test_who_registers_at_once_in_opposite_orders_gets_the_same(admin: Adm
     assert {answer.status_code for answer in answers} == {200}
     found = {key.removeprefix("/"): each["digest"] for key, each in (await admin.listed()).items()}
     assert found == {name: demo_digest(Path(source).name) for name, source in sources.items()}
+
+
+async def test_gateways_that_hear_of_adapters_in_opposite_orders_mean_the_same(
+    service: InProcess, file: KeysFile
+) -> None:
+    """Ids of a gateway's own would be mixed up by a replica that both ask."""
+    sources = {"acme": PIRATE, "globex": JSON}
+    async with service.beside() as beside:
+        both = [Admin(each, file) for each in (service, beside)]
+        for number, (admin, order) in enumerate(zip(both, (list(sources), list(reversed(sources))), strict=True)):
+            for owner in order:
+                for name in ("same", f"own-{number}"):
+                    assert (await admin.put(name, sources[owner], owner)).status_code == 200
+        for owner, source in sources.items():
+            for name in ("same", "own-0", "own-1"):
+                asked = [await admin.asked(name, owner) for admin in both]
+                assert asked[0] == asked[1] == {
+                    "id": name, "path": source, "digest": demo_digest(Path(source).name), "owner": owner,
+                }  # fmt: skip
+        expected = {f"{owner}/{name}" for owner in sources for name in ("same", "own-0", "own-1")}
+        assert [set(await admin.listed()) for admin in both] == [expected, expected]
 
 
 @pytest.mark.parametrize(
