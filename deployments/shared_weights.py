@@ -70,6 +70,8 @@ class SharedWeights:
         layout, _ = lay_out(entries_of(directory, self._file))
         if differing := set(layout) ^ set(self._layout):
             raise not_this_model(directory, self._file, min(differing)[0])
+        # What a wake has brought that went no further.
+        self._image.drop()
         reports: list[TransferReport] = []
 
         def fill() -> None:

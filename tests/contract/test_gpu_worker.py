@@ -312,6 +312,21 @@ def test_a_wake_that_finds_no_room_sleeps_on(shared: tuple[Path, Path], tmp_path
     worker.fall_asleep()
 
 
+def test_a_wake_that_fails_behind_the_weights_can_be_tried_again(
+    shared: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = sharing(*shared)
+    expected = answer(worker.model)
+    worker.fall_asleep()
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "wake_up", lambda **_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            worker.wake_from(str(shared[0]))
+    worker.wake_from(str(shared[0]))
+    assert torch.equal(answer(worker.model), expected)
+    worker.fall_asleep()
+
+
 def test_tensors_of_an_image_begin_as_kernels_want_them(shared: tuple[Path, Path]) -> None:
     layout, size_bytes = lay_out(entries_of(shared[0], rank_file(0)))
     assert [begin % 256 for *_, begin in layout] == [0] * len(layout)
