@@ -67,7 +67,7 @@ bench-tenants: models ## what a tenant feels of another that floods the service 
 	$(BIN)/python tests/bench/tenants.py
 
 # ONLY=swap,first,throughput,memory,own,preload says which parts.
-bench-lora: models ## what many adapters cost, beside stock vLLM and Ray Serve LLM, ONLY=part (an hour)
+bench-lora: models ## what many adapters cost an engine, beside stock vLLM, ONLY=part (an hour)
 	$(BIN)/python tests/bench/lora.py $(if $(ONLY),--only $(ONLY)) $(if $(POPULARITY),--popularity $(POPULARITY))
 
 bench-partings: models ## how often resumed answers part from undisturbed ones in bfloat16 (a few minutes)
