@@ -101,12 +101,17 @@ class SharedImage:
             try:
                 if not came:
                     self._filled(descriptor, fill)
-                self._memory.map(self.address, self._size_bytes, descriptor, writable=False)
                 # Listening before the lock goes: who has it next finds this one.
-                self._offer = _Offer(directory / f"{os.getpid()}-{self.address:x}.sock", descriptor)
+                offer = _Offer(directory / f"{os.getpid()}-{self.address:x}.sock", descriptor)
             except BaseException:
                 os.close(descriptor)
                 raise
+            try:
+                self._memory.map(self.address, self._size_bytes, descriptor, writable=False)
+            except BaseException:
+                offer.close()
+                raise
+            self._offer = offer
         return came
 
     def drop(self) -> None:
