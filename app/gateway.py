@@ -214,6 +214,9 @@ class Gateway:
             model_id = (await self.layer()).model_id(model, caller)
             entry = self._entries[model_id]
             engine = (await self._fleets.of(entry.pool).describe())[entry.engine_id(caller.name)]
+        except ModelNotFoundError:
+            # Not known yet: a name that is nobody's was refused before anybody asks for progress.
+            return f"an adapter called {model} is looked for"
         except (AppError, KeyError, RayError, RayServeException) as error:
             return f"{model}: {error}"
         if engine["state"] == "awake":

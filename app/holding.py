@@ -3,6 +3,10 @@
 Headers wait a short time, in which a refusal can still be an HTTP status. After that a client that asked for a stream
 gets it at once, with comments that say what it waits for; server-sent events' comments never reach the content. A
 failure is then an error event. A client that goes away ends the work in every case.
+
+There are clients that strip what the network brings, piece by piece, vLLM's load generator for one: a comment that came
+alone loses the empty line at its end, and what comes next would be taken for more of it. So what follows comments
+brings the end of a comment along.
 """
 
 import asyncio
@@ -18,6 +22,7 @@ from app.request_record import current_record
 from app.responses import error_answer
 
 COMMENT_PERIOD_S = 1.0
+_END_OF_COMMENT = ":\n\n"
 _CLIENT_CLOSED_REQUEST = 499
 
 Progress = Callable[[], Awaitable[str]]
@@ -32,8 +37,7 @@ async def answered(
         work: makes the answer; cancelled when the client goes away.
         raw_request: of which nothing more is read than that the client has gone.
         header_wait_s: seconds that headers wait.
-        progress: returns a line about what is waited for, or none. There are clients that take lines without the empty
-            ones between them, vLLM's load generator for one: a comment would spoil their stream.
+        progress: returns a line about what is waited for, or none.
 
     Raises:
         What ``work`` raises within that time.
@@ -57,25 +61,33 @@ async def answered(
             work.cancel()
 
 
-async def _held(work: asyncio.Future[Response], progress: Progress) -> AsyncGenerator[str | bytes, None]:
+async def _held(work: asyncio.Future[Response], progress: Progress) -> AsyncGenerator[str, None]:
+    end_of_comment = ""
     try:
         while not work.done():
             if line := await progress():
+                end_of_comment = _END_OF_COMMENT
                 yield f": {line}\n\n"
             await asyncio.wait([work], timeout=COMMENT_PERIOD_S)
-        response = work.result()
-        if isinstance(response, StreamingResponse):
-            async with contextlib.aclosing(response.body_iterator) as events:
-                async for event in events:
-                    yield event
-        else:
-            yield _event(bytes(response.body).decode())
+        async with contextlib.aclosing(_events(work.result())) as events:
+            async for event in events:
+                yield end_of_comment + event
+                end_of_comment = ""
     except Exception as error:  # noqa: BLE001 - headers are gone: every error becomes an event
         record = current_record()
         record.failure = record.failure or type(error).__name__
-        yield _event(json.dumps(error_answer(error)))
+        yield end_of_comment + _event(json.dumps(error_answer(error)))
     finally:
         work.cancel()
+
+
+async def _events(response: Response) -> AsyncGenerator[str, None]:
+    if isinstance(response, StreamingResponse):
+        async with contextlib.aclosing(response.body_iterator) as events:
+            async for event in events:
+                yield event if isinstance(event, str) else bytes(event).decode()
+    else:
+        yield _event(bytes(response.body).decode())
 
 
 def _event(data: str) -> str:

@@ -2,7 +2,7 @@
 
 FlashServe and Ray Serve LLM find the adapters in S3 (on the loopback) when they are first asked for; vLLM's own server
 has them loaded by its administrator, from disk, since it knows no S3. All have the same engine arguments, 16 slots and
-room for all adapters in the engine's host cache. The first pass asks for each adapter once, which is when they come
+room for all adapters in the engine's host cache; weights are float32, since bfloat16 is what a CPU may compute slowly. The first pass asks for each adapter once, which is when they come
 from S3; then one adapter and many are measured by turns, with other servers stopped.
 """
 
@@ -106,7 +106,7 @@ def _paired(samples: Samples, one: tuple[str, str], other: tuple[str, str]) -> I
 
 
 def _server(kind: str, adapters: int, s3: S3Server, work_dir: Path) -> Any:
-    engine = ENGINE_ARGS | {"max_cpu_loras": max(adapters, SLOTS)}
+    engine = ENGINE_ARGS | {"dtype": "float32", "max_cpu_loras": max(adapters, SLOTS)}
     with_adapters = engine | {"enable_lora": True, "max_loras": SLOTS, "max_lora_rank": RANK}
     credentials = {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any", "AWS_DEFAULT_REGION": "us-east-1"}
     in_s3 = credentials | {"AWS_ENDPOINT_URL": s3.url}

@@ -66,7 +66,26 @@ async def test_a_late_stream_begins_with_comments() -> None:
     assert await anext(body) == ": m is waking\n\n"
     work.set_result(StreamingResponse(tokens()))
     rest = [event async for event in body]
-    assert [event for event in rest if event != ": m is waking\n\n"] == ["data: 1\n\n", "data: [DONE]\n\n"]
+    events = [event for event in rest if event != ": m is waking\n\n"]
+    assert events == [":\n\ndata: 1\n\n", "data: [DONE]\n\n"]
+
+
+async def test_comments_leave_a_stream_readable_to_a_client_that_strips_what_comes() -> None:
+    # As vLLM's load generator does with each piece that it reads.
+    from vllm.benchmarks.lib.endpoint_request_func import StreamedResponseHandler  # noqa: PLC0415  (slow to import)
+
+    client, messages = StreamedResponseHandler(), []
+    work: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+    response = await answered(work, Client().request, header_wait_s=0, progress=progress)
+    assert isinstance(response, StreamingResponse)
+    pieces = 0
+    async for piece in response.body_iterator:
+        pieces += 1
+        if pieces == 2:
+            work.set_result(StreamingResponse(tokens()))
+        messages += client.add_chunk(bytes(str(piece), "utf-8").strip())
+    assert pieces >= 4
+    assert [message for message in messages if not message.startswith(":")] == ["data: 1", "data: [DONE]"]
 
 
 async def test_a_late_stream_of_a_model_that_is_awake_has_no_comments() -> None:
