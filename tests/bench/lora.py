@@ -149,6 +149,8 @@ def notes(options: argparse.Namespace, size_bytes: int, load: Sequence[float]) -
         )
     if "own" in options.only:
         yield "engines of tenants' own and what they are compared with compute in float32, in twice the bytes"
+    if "served" in options.only:
+        yield "whole servers compute in float32"
     if "preload" in options.only:
         which = f"as in {options.popularity.name}" if options.popularity else "by Zipf's law"
         yield f"where many adapters are preloaded, they are asked for {which}"

@@ -2,8 +2,9 @@
 
 FlashServe and Ray Serve LLM find the adapters in S3 (on the loopback) when they are first asked for; vLLM's own server
 has them loaded by its administrator, from disk, since it knows no S3. All have the same engine arguments, 16 slots and
-room for all adapters in the engine's host cache; weights are float32, since bfloat16 is what a CPU may compute slowly. The first pass asks for each adapter once, which is when they come
-from S3; then one adapter and many are measured by turns, with other servers stopped.
+room for all adapters in the engine's host cache; they compute in float32, since bfloat16 is slow on many a CPU. The
+first pass asks for each adapter once, which is when they come from S3; then one adapter and many are measured by turns,
+with other servers stopped.
 """
 
 import tempfile
