@@ -7,18 +7,16 @@ it does (``zygote``) and asking it for engines (``forked_engine``). Engines don'
 import asyncio
 import logging
 import os
-import shutil
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 from deployments.forked_engine import PoolAddress
+from deployments.pool_directory import PoolDirectory
 
 START_TIMEOUT_S = 180.0
 END_TIMEOUT_S = 10.0
@@ -52,8 +50,7 @@ class ProcessPool:
         self._device = device
         self._modules = modules
         self._link = link
-        # Of its own, because only whoever may open it can connect, and short, because a socket's path must be.
-        self._directory = Path(tempfile.mkdtemp(prefix="fs-pool-", dir="/tmp"))
+        self._directory = PoolDirectory()
         self._log_directory = log_directory
         self._process: asyncio.subprocess.Process | None = None
         self._line: asyncio.StreamWriter | None = None
@@ -64,13 +61,13 @@ class ProcessPool:
     @property
     def address(self) -> PoolAddress:
         """Where clients find the pool, whether or not it is up."""
-        return PoolAddress(str(self._directory / "zygote"), str(self._log_directory))
+        return PoolAddress(str(self._directory.path / "zygote"), str(self._log_directory))
 
     def run(self) -> None:
         """Begin to start the zygote and to keep it running, in the background."""
         if self._link is not None:
             try:
-                _show(self._link, self._directory)
+                self._directory.show(self._link)
             except OSError as error:
                 logger.warning("replicas are not forked, for nobody would find the process pool: %s", error)
         self._task = asyncio.get_running_loop().create_task(self._supervise())
@@ -92,8 +89,8 @@ class ProcessPool:
         if self._line is not None:
             self._line.close()
             await self._ended()
-        _hide(self._link, self._directory)
-        shutil.rmtree(self._directory, ignore_errors=True)
+        self._directory.hide(self._link)
+        self._directory.remove()
 
     async def _supervise(self) -> None:
         while self._failures < MAX_STARTS:
@@ -112,7 +109,7 @@ class ProcessPool:
                 logger.error("the process pool ended with %s; see %s", process.returncode, self._log_path)
             long_lived = time.monotonic() - begin_s > FORGIVE_AFTER_S
             self._failures = 1 if long_lived else self._failures + 1
-        _hide(self._link, self._directory)
+        self._directory.hide(self._link)
         logger.error("the process pool failed %d times; engines start without it", self._failures)
 
     async def _start(self) -> asyncio.subprocess.Process:
@@ -125,7 +122,7 @@ class ProcessPool:
                 stdin=theirs.fileno(),
                 stdout=log,
                 stderr=log,
-                cwd=self._directory,
+                cwd=self._directory.path,
                 start_new_session=True,
                 env=_environment(self._device),
             )
@@ -177,20 +174,3 @@ def _libraries(package: str, *patterns: str) -> list[str]:
         return []
     root = Path(spec.origin).parents[1]
     return [str(path) for pattern in patterns for path in sorted(root.glob(pattern))][:1]
-
-
-def _show(link: Path, directory: Path) -> None:
-    """Have ``link`` lead to a pool's directory. Raises OSError."""
-    link.parent.mkdir(mode=0o700, exist_ok=True)
-    for each in link.parent.iterdir():
-        # This node's before, and those of pools whose owners were killed.
-        if each == link or not each.exists():
-            each.unlink(missing_ok=True)
-    link.symlink_to(directory)
-
-
-def _hide(link: Path | None, directory: Path) -> None:
-    """Remove ``link``, unless another pool has taken it meanwhile."""
-    with suppress(OSError):
-        if link is not None and link.readlink() == directory:
-            link.unlink()
