@@ -63,7 +63,7 @@ bench-many-models: models ## eight models where two fit, beside first come, firs
 bench-migration: models ## gaps that clients feel when streams move or lose their replica (about ten minutes)
 	$(BIN)/python tests/bench/migration.py
 
-bench-tenants: models ## what a tenant feels of another that floods the service (about five minutes)
+bench-tenants: models ## what a tenant feels of another that floods the service (about ten minutes)
 	$(BIN)/python tests/bench/tenants.py
 
 # ONLY=swap,first,throughput,memory,own,preload says which parts.
