@@ -84,7 +84,7 @@ class PoolConfig(_Section):
     max_replicas_per_node: int | None = Field(None, ge=1, description="spreads replicas over nodes; null: no limit")
     models: Literal["*"] | list[str] = Field("*", description="ids of the models it hosts; * for all")
     max_ongoing_requests: int = Field(256, ge=1, description="sequences a replica works on, or holds, at once")
-    device_bytes: ByteSize | None = Field(None, description="memory for engines, awake and asleep; null: no limit")
+    device_bytes: ByteSize | None = Field(None, description="memory for engines; null: all its GPUs have, or no limit")
     drain_s: float = Field(120.0, gt=0, description="how long a replica that leaves keeps streams that can't move")
 
     @model_validator(mode="after")

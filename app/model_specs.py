@@ -107,7 +107,8 @@ def _spec(model: ModelConfig, pool: PoolConfig, sources: SourceCache) -> ModelSp
         keep_awake_s=model.keep_awake_s,
         ttft_slo_s=model.slo.ttft_s,
         pin=model.pin,
-        awake_bytes=engine_bytes(model, source.directory),
+        # What one takes on a GPU, its replica knows.
+        awake_bytes=0 if pool.num_gpus else engine_bytes(model, source.directory),
     )
 
 

@@ -51,7 +51,7 @@ class Engine(Protocol):
         ...
 
     async def memory_bytes(self) -> int:
-        """Return what its processes take of the device's memory now; shared memory counts by its share."""
+        """Return what its processes take of the device's memory now; 0 if they have ended, or it can't be told."""
         ...
 
     def start_report(self) -> StartReport:

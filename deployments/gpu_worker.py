@@ -27,6 +27,7 @@ from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 
+from deployments.device_memory import held_bytes
 from deployments.device_weights import KeptMemory, check_weights, fill, release_source, source_for
 from deployments.os_memory import trim_heap
 from deployments.shared_weights import SharedWeights, shared_weights
@@ -150,6 +151,13 @@ class SleepingGpuWorker:
     def shared_weights(self: Any) -> SharedWeights | None:
         """Return the weights that this worker's model shares with other engines, if it does."""
         return shared_weights()
+
+    def device_bytes(self: Any) -> int:
+        """Return what this worker holds of its device now; weights that it shares count whole."""
+        allocator = get_mem_allocator_instance() if self.model_config.enable_sleep_mode else None
+        allocations = () if allocator is None else allocator.pointer_to_data.values()
+        shared = self.shared_weights()
+        return held_bytes(self.device, allocations, 0 if shared is None else shared.mapped_bytes)
 
     def weights_memory(self: Any) -> list[torch.Tensor]:
         """Return all of the memory that weights were allocated in, and that a sleep gives back."""

@@ -7,6 +7,7 @@ awake (``residents``), which replica gets a request (Serve's router) and text (t
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -65,10 +66,12 @@ class EngineReplica:
         replica_id: str = "",
         tier_of: Callable[[str], str] = lambda _: "",
         files: AdapterFiles | None = None,
+        sized: Callable[[ModelSpec], ModelSpec] = lambda spec: spec,
     ) -> None:
         """``catalogue`` is a Serve handle that knows the models of ``pool``; ``tier_of`` tells where a snapshot is.
 
-        ``files`` are the node's copies of adapters; without them adapters are used where they are.
+        ``files`` are the node's copies of adapters; without them adapters are used where they are. ``sized`` gives a
+        model the ``awake_bytes`` that only its device tells.
         """
         self._feeds = Feeds()
         self._residents = Residents([], make_engine, limits, max_wait_s, tier_of)
@@ -77,7 +80,9 @@ class EngineReplica:
         self._is_leaving = False
         self._streaming: dict[str, tuple[str, GatewayFeed]] = {}
         self._leases = AdapterLeases(files)
-        self._hosted = HostedModels(catalogue, pool, self._residents.host, self._leases.keep)
+        self._hosted = HostedModels(
+            catalogue, pool, lambda specs: self._residents.host([sized(spec) for spec in specs]), self._leases.keep
+        )
         self._hosted.run()
         self._news = Newsroom(pool, replica_id, self._residents)
         self._news.run()
@@ -307,15 +312,17 @@ class ServedEngineReplica(EngineReplica):
             catalogue,
             pool,
             lambda spec: _staged_engine(spec, node, metrics),
-            limits,
+            _within_devices(limits, _gpus()),
             max_wait_s,
             replica_id,
             node.tier_of,
             AdapterFiles(
                 storage.disk_dir, storage.s3_endpoint_url, AdapterDram(storage.adapters_in, storage.adapter_dram_bytes)
             ),
+            _as_promised,
         )
-        self._residents.watch = ResidencyMetrics(_devices())
+        # Without GPUs, device time is the replica's.
+        self._residents.watch = ResidencyMetrics(_gpus() or 1.0)
         self._residents.node = ray.get_runtime_context().get_node_id()
         if tracing is not None:
             self.trace(Tracing(tracing, "engines", replica_id))
@@ -345,9 +352,27 @@ def _arrival_of(request: GenerateRequest) -> Arrival | None:
     return "resumed" if request.get("delivered_token_ids") else None
 
 
-def _devices() -> float:
-    """Return how many GPUs this replica has; 1 where there are none: then it is the CPUs' time."""
-    return ray.get_runtime_context().get_assigned_resources().get("GPU", 0) or 1.0
+def _gpus() -> float:
+    """Return how many GPUs this replica has, or what share of one."""
+    return float(ray.get_runtime_context().get_assigned_resources().get("GPU", 0))
+
+
+def _within_devices(limits: Limits, gpus: float) -> Limits:
+    """Return limits that end at what this replica's GPUs have, if no others were configured."""
+    if limits.is_limited or not gpus:
+        return limits
+    from deployments.device_memory import devices_bytes  # noqa: PLC0415 - imports vLLM
+
+    return replace(limits, budget_bytes=devices_bytes(gpus))
+
+
+def _as_promised(spec: ModelSpec) -> ModelSpec:
+    """Return the model with what vLLM wants to be free on its GPUs."""
+    if spec.device == "cpu":
+        return spec
+    from deployments.device_memory import promised_bytes  # noqa: PLC0415 - imports vLLM
+
+    return replace(spec, awake_bytes=promised_bytes(spec))
 
 
 def _staged_engine(spec: ModelSpec, node: NodeClient, metrics: StartMetrics) -> Engine:

@@ -188,7 +188,7 @@ class Resident:
         return EngineView(
             model_id=spec.id,
             state="failed" if life.state == "stopped" else life.state,
-            awake_bytes=life.awake_bytes or spec.awake_bytes,
+            awake_bytes=self._awake_bytes(),
             asleep_bytes=life.asleep_bytes,
             wake_s=life.wake_s,
             start_s=life.start_s,
@@ -204,6 +204,13 @@ class Resident:
             keep_awake_until_s=self._keep_awake_until_s(expected, now_s),
             pinned=spec.pin == "gpu",
         )
+
+    def _awake_bytes(self) -> int:
+        measured_bytes = self.life.awake_bytes or self.spec.awake_bytes
+        if self.spec.device == "gpu" and self.life.state in {"cold", "starting"}:
+            # vLLM doesn't start with less, whatever the engine before took.
+            return max(measured_bytes, self.spec.awake_bytes)
+        return measured_bytes
 
     def _waiting_since_s(self) -> float | None:
         if self.is_leaving:

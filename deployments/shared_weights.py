@@ -60,6 +60,11 @@ class SharedWeights:
             for name, shape, dtype, begin in self._layout
         }
 
+    @property
+    def mapped_bytes(self) -> int:
+        """What they take of the device while they are there, once for all engines that have them."""
+        return self._image.mapped_bytes
+
     def bring(self, directory: Path, source: Callable[[], DeviceSource]) -> TransferReport | None:
         """Have the tensors there, those of another process or else copied from ``source``: what was copied, if it was.
 

@@ -274,7 +274,18 @@ class VllmEngine:
 
     async def memory_bytes(self) -> int:
         """See ``Engine.memory_bytes``; on a CPU the device's memory is the host's."""
-        return await asyncio.to_thread(process_memory_bytes, self._process_ids())
+        if self._spec.device == "cpu":
+            return await asyncio.to_thread(process_memory_bytes, self._process_ids())
+        llm = self._running()
+        try:
+            return sum(await answered(llm, llm.collective_rpc("device_bytes")))
+        except EngineDeadError:
+            # As of processes that have gone; who looks after engines notices.
+            return 0
+        # What a worker raises arrives as a plain Exception that quotes it.
+        except Exception:
+            logger.exception("what the engine of %s holds of its device is not known", self._spec.id)
+            return 0
 
     def _process_ids(self) -> list[int]:
         if self._forked is not None:

@@ -1,8 +1,10 @@
 """CUDA: a device for ``transfer``, and memory for ``shared_image``; the one file that calls it. Not yet run on a GPU.
 
-Needs torch, and for memory that processes share NVIDIA's ``cuda.bindings``, which comes with torch for CUDA.
+Needs torch, for memory that processes share NVIDIA's ``cuda.bindings``, which comes with torch for CUDA, and to count
+what a process holds ``pynvml``.
 """
 
+import os
 from typing import Any
 
 import torch
@@ -151,6 +153,29 @@ class _Addressed:
         self.__cuda_array_interface__ = {
             "shape": (size_bytes,), "typestr": "|u1", "data": (address, False), "version": 3, "strides": None,
         }  # fmt: skip
+
+
+def process_bytes(device: torch.device) -> int | None:
+    """Return what this process takes of a GPU's memory, context included, as the driver counts it.
+
+    None where the driver doesn't tell: in many containers it knows processes by other ids.
+    """
+    try:
+        import pynvml  # noqa: PLC0415 - the driver's own library is looked for when it is first used
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    try:
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+        processes = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
+    except pynvml.NVMLError:
+        return None
+    finally:
+        pynvml.nvmlShutdown()
+    return next((each.usedGpuMemory for each in processes if each.pid == os.getpid()), None)
 
 
 def memory_at(address: int, size_bytes: int, device: torch.device) -> torch.Tensor:

@@ -78,6 +78,11 @@ class SharedImage:
         self._offer: _Offer | None = None
         self.address = memory.reserve(self._size_bytes)
 
+    @property
+    def mapped_bytes(self) -> int:
+        """What is mapped now, by this process among others."""
+        return 0 if self._offer is None else self._size_bytes
+
     def bring(self, key: str, fill: Callable[[], None], root: Path | None = None) -> bool:
         """Put the memory behind the addresses, to be read; return whether another process had it.
 

@@ -127,7 +127,7 @@ def test_gpu_worker() -> None:
     assert 'offload_tags=("weights",) if level == 1 else tuple()' in inspect.getsource(sleep_mode_backend.CuMemBackend)
     assert 'self._maybe_get_memory_pool_context(tag="weights")' in inspect.getsource(GpuWorker.load_model)
     assert "self.pointer_to_data[py_d_mem] = AllocationData(" in inspect.getsource(cumem.CuMemAllocator)
-    assert {"handle", "tag"} <= {entry.name for entry in fields(AllocationData)}
+    assert {"handle", "tag", "is_asleep"} <= {entry.name for entry in fields(AllocationData)}
     assert "py_device, py_size_or_aligned_size, py_ptr, py_handle" in inspect.getsource(device_allocator)
     # What leaves weights on a GPU as they were loaded; all other methods are taken to change them.
     for method in (UnquantizedLinearMethod, UnquantizedEmbeddingMethod):

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 
 import pytest
 
@@ -141,6 +142,26 @@ async def test_a_model_that_never_fits_is_turned_away_with_the_reason(setup: Set
     made.run()
     with pytest.raises(EngineUnavailableError, match="10000 of 130 bytes"):
         await use(made, "large")
+
+
+async def test_on_a_gpu_a_start_needs_what_vllm_wants_to_be_free() -> None:
+    """Whatever the engine took once it was there; a wake needs no more than that."""
+    engine = FakeEngine(spec("a"))
+    life = EngineLifecycle("a", lambda: engine, lambda: None, lambda _: "")
+    resident = Resident(replace(spec("a"), device="gpu", awake_bytes=10 * ONE_AWAKE), life, 0.0)
+
+    def needed_bytes() -> int:
+        return resident.view(None, 0.0, draining=False).awake_bytes
+
+    assert needed_bytes() == 10 * ONE_AWAKE
+    await life.start()
+    taken_bytes = await engine.memory_bytes()
+    assert 0 < taken_bytes < 10 * ONE_AWAKE
+    assert needed_bytes() == taken_bytes
+    await life.sleep()
+    assert needed_bytes() == taken_bytes
+    await life.stop()
+    assert needed_bytes() == 10 * ONE_AWAKE
 
 
 async def test_one_that_does_not_wake_is_started_again_and_the_request_is_served(setup: Setup) -> None:
