@@ -19,7 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
-_RANGE = re.compile(r"bytes=(\d+)-(\d+)")
+_RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 PAGE_KEYS = 5  # few, so that paging is always exercised
 BLOCK_BYTES = 1 << 20
 
@@ -137,7 +137,8 @@ class _Handler(BaseHTTPRequestHandler):
         start, end, status = 0, len(content), 200
         headers = {"ETag": etag(content)}
         if match := _RANGE.fullmatch(self.headers.get("Range", "")):
-            start, end, status = int(match[1]), min(int(match[2]) + 1, len(content)), 206
+            start, status = int(match[1]), 206
+            end = min(int(match[2]) + 1, len(content)) if match[2] else len(content)
             if start >= len(content):
                 self._error(416, "InvalidRange")
                 return
