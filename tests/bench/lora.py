@@ -40,8 +40,7 @@ from lora_own import MODELS_MEASURED, measure_own, own_results
 from lora_plot import plot
 from lora_preload import ADAPTERS, measure_preloading, preloading_results
 from lora_preload import FIRST as FIRST_OF_MANY
-from lora_served import FIRST as FIRST_PASS
-from lora_served import MANY, ONE, measure_served, served_results
+from lora_served import measure_served, served_panels, served_results
 from report import RESULTS_DIR, Result, Target, make_report, median_result, print_report, wide_console, write_report
 
 from deployments.forked_engine import PoolAddress
@@ -53,7 +52,6 @@ PARTS = ("swap", "first", "throughput", "memory", "own", "preload", "served")
 SLOTS, SWAPPED, FIRST = 16, 12, 6
 COUNTS = (1, 50, 128, 500)
 MS, MB = 1e3, 1e-6
-SERVED = "through the whole server"
 # By part: its samples' unit, and what it is times what was measured.
 PANELS = {
     "making an adapter resident": (
@@ -65,10 +63,9 @@ PANELS = {
     "memory of adapters": tuple(f"memory, {count} adapters" for count in COUNTS),
     "first token of 500 adapters": (FIRST_OF_MANY,),
     "memory of a tenant's own engine": tuple(f"own engine's memory, {model}" for model in MODELS_MEASURED),
-    SERVED: (FIRST_PASS, ONE, MANY),
 }  # fmt: skip
 TIME, RATE, SIZE = ("ms", MS), ("tokens/s", 1.0), ("MB", MB)
-UNITS = dict(zip(PANELS, (TIME, TIME, RATE, SIZE, TIME, SIZE, RATE), strict=True))
+UNITS = dict(zip(PANELS, (TIME, TIME, RATE, SIZE, TIME, SIZE), strict=True))
 ACTIVATE, COPY = "activate, in the worker", "plain copy of its bytes"
 
 
@@ -115,7 +112,7 @@ def results(samples: Samples) -> Iterator[Result]:
         unit, factor = UNITS[title]
         for name in names:
             for whose in (OURS, STOCK):
-                if (values := samples.of.get((name, whose))) and title != SERVED:
+                if values := samples.of.get((name, whose)):
                     target = Target(2.0, "max", strict=True) if (name, whose) == (ACTIVATE, OURS) else None
                     yield median_result(f"{name}: {whose}", [value * factor for value in values], unit, target)
     yield from _ratios(samples, ACTIVATE, COPY, "ratio", Target(2.0, "max"))
@@ -160,7 +157,7 @@ def notes(options: argparse.Namespace, size_bytes: int, load: Sequence[float]) -
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    # Of three servers that are stopped by turns; what fails there would lose what the others have measured.
+    # It takes as long as the others together.
     alone = [part for part in PARTS if part != "served"]
     parser.add_argument("--only", default=",".join(alone), help=f"parts to measure, of {','.join(PARTS)}")
     parser.add_argument("--rounds", type=int, default=6)
@@ -189,7 +186,8 @@ def main() -> None:
         samples, size_bytes = asyncio.run(measure(pool, Path(directory), options))
     report = make_report(NAME, list(results(samples)), list(notes(options, size_bytes, load)))
     path, picture = write_report(report), RESULTS_DIR / f"{NAME}.png"
-    plot(PANELS, UNITS, samples.of, picture)
+    served = served_panels()
+    plot(PANELS | served, UNITS | dict.fromkeys(served, RATE), samples.of, picture)
     print_report(report)
     print(f"Written: {path}, {picture}")
     if np.isnan([result.value for result in report.results]).any():
