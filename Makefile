@@ -63,11 +63,11 @@ bench-many-models: models ## eight models where two fit, beside first come, firs
 bench-migration: models ## gaps that clients feel when streams move or lose their replica (about ten minutes)
 	$(BIN)/python tests/bench/migration.py
 
-bench-tenants: models ## what a tenant feels of another that floods the service (about ten minutes)
+bench-tenants: models ## what a tenant feels of another that floods the service (a quarter of an hour)
 	$(BIN)/python tests/bench/tenants.py
 
 # ONLY=swap,first,throughput,memory,own,preload says which parts.
-bench-lora: models ## what many adapters cost an engine, beside stock vLLM, ONLY=part (an hour)
+bench-lora: models ## what many adapters cost an engine, beside stock vLLM, ONLY=part (an hour; ONLY=served another)
 	$(BIN)/python tests/bench/lora.py $(if $(ONLY),--only $(ONLY)) $(if $(POPULARITY),--popularity $(POPULARITY))
 
 bench-partings: models ## how often resumed answers part from undisturbed ones in bfloat16 (a few minutes)
