@@ -39,6 +39,8 @@ RAY_SETTINGS = {
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
     # Serve's controller looks around ten times a second by default, which is what a twentieth of a core goes to.
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
+    # Serve ends a proxy that isn't ready after five seconds and starts another: too soon for a busy machine.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
 }
 
 # What `serve run` logs, and goes on running, when the application fails.

@@ -13,6 +13,9 @@ BY_THEMSELVES = {f"{INTEGRATION}test_{name}.py" for name in ("launch", "nodes", 
 # Threads of torch that wait for each other do it asleep: there are more of them than processors.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+# Serve, in clusters that tests start in their own process, ends proxies that take longer, and a busy machine is slow.
+os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
+
 # xdist gives its processes the size of a terminal, which consoles that are made at import would keep.
 for name in ("COLUMNS", "LINES"):
     os.environ.pop(name, None)
