@@ -64,6 +64,11 @@ def planned(http: httpx.Client) -> Any:
     return answer.json()["models"].get(MODEL)
 
 
+def said(http: httpx.Client) -> Any:
+    """What the plan says of it, without the series."""
+    return {name: each for name, each in (planned(http) or {}).items() if name not in {"forecast", "demand"}}
+
+
 def burst(client: OpenAI, keep_alive: str | None) -> list[float]:
     """Times to the first token of requests that come at once, in seconds."""
     together = threading.Barrier(BURST)
@@ -95,11 +100,11 @@ def test_the_engine_is_awake_before_the_burst(http: httpx.Client, client: OpenAI
     wakes = engine(http)["wakes"]
     for number in range(1 + BURSTS + MOST_AHEAD):
         time.sleep(max(0.0, begin_s + number * PERIOD_S - LOOK_S - time.time()))
-        before = engine(http)
+        before, told = engine(http), said(http)
         time.sleep(max(0.0, begin_s + number * PERIOD_S - time.time()))
         # Who says how long a model stays awake gets just that, so these see what there is without a plan.
         took_s = burst(client, f"{KEEP_AWAKE_S}s" if number < BURSTS else None)
-        print(number, before["state"], before["wakes"] - wakes, [round(each, 2) for each in took_s])
+        print(number, before["state"], before["wakes"] - wakes, [round(each, 2) for each in took_s], told)
         if number < BURSTS:
             by_requests.append(statistics.median(took_s))
         # The plan has nothing to say before the first request that leaves it to it.

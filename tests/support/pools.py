@@ -44,13 +44,16 @@ def background_pool(log_directory: Path) -> Iterator[PoolAddress]:
 
 
 def engine_processes(pool: ProcessPool | PoolAddress, log_end: str = "") -> list[psutil.Process]:
-    """The living processes that write to the log of one of the pool's engines: its launcher, core, worker."""
+    """The living processes that write to the log of one of the pool's engines: its launcher, core, worker.
+
+    By their standard error, because vLLM has standard output lead nowhere for moments of a worker's start.
+    """
     address = pool if isinstance(pool, PoolAddress) else pool.address
     start = f"{address.log_directory}/flashserve-engine-"
     found = []
     for process in psutil.process_iter():
         try:
-            file = str(Path(f"/proc/{process.pid}/fd/1").readlink())
+            file = str(Path(f"/proc/{process.pid}/fd/2").readlink())
             lives = process.status() != psutil.STATUS_ZOMBIE
         except (OSError, psutil.NoSuchProcess):
             continue
